@@ -1,0 +1,38 @@
+# longstride_layer(NAME USES ...): src/NAME/**/*.cc become the library longstride_NAME; *_test.cc
+# there become the program longstride_NAME_test (cmake/tests.cmake).
+add_library(longstride_options INTERFACE)
+target_include_directories(longstride_options INTERFACE ${PROJECT_SOURCE_DIR}/include
+                                                        ${PROJECT_SOURCE_DIR}/src)
+target_compile_options(longstride_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror
+                                                    -ffp-contract=off)
+if(LONGSTRIDE_SANITIZE)
+  target_compile_options(longstride_options INTERFACE -fsanitize=address,undefined
+                                                      -fno-sanitize-recover=all -O1 -g)
+  target_link_options(longstride_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+function(longstride_layer name)
+  cmake_parse_arguments(layer "" "" "USES" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "_(test|fuzz)\\.cc$")
+  if(name STREQUAL "model")
+    include(${PROJECT_SOURCE_DIR}/cmake/presets.cmake)
+    list(APPEND sources ${LONGSTRIDE_PRESETS_CC})
+  endif()
+  set(target longstride_${name})
+  if(sources)
+    add_library(${target} STATIC ${sources})
+    set(how PUBLIC)
+    target_link_libraries(${target} PRIVATE longstride_options)
+  else()
+    add_library(${target} INTERFACE)
+    set(how INTERFACE)
+  endif()
+  foreach(used ${layer_USES})
+    target_link_libraries(${target} ${how} longstride_${used})
+  endforeach()
+  target_link_libraries(${target} ${how} OpenMP::OpenMP_CXX DNNL::dnnl hwy::hwy fmt::fmt
+                        nlohmann_json::nlohmann_json tomlplusplus::tomlplusplus PNG::PNG
+                        PkgConfig::XXHASH Random123::Random123)
+  set(LONGSTRIDE_LAYERS ${LONGSTRIDE_LAYERS} ${target} PARENT_SCOPE)
+endfunction()

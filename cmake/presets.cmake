@@ -1,0 +1,12 @@
+# presets/*.toml, built into the program as one table.
+file(GLOB preset_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/presets/*.toml)
+set(LONGSTRIDE_PRESETS_CC ${CMAKE_BINARY_DIR}/generated/presets_data.cc)
+set(body "// Generated from presets/*.toml.\n#include \"model/presets_data.h\"\n\nnamespace longstride {\n\nconst std::vector<PresetFile>& preset_files() {\n  static const std::vector<PresetFile> files = {\n")
+foreach(file ${preset_files})
+  get_filename_component(stem ${file} NAME_WE)
+  file(READ ${file} content)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+  string(APPEND body "      {\"${stem}\", R\"toml(${content})toml\"},\n")
+endforeach()
+string(APPEND body "  };\n  return files;\n}\n\n}  // namespace longstride\n")
+file(CONFIGURE OUTPUT ${LONGSTRIDE_PRESETS_CC} CONTENT "${body}" @ONLY)

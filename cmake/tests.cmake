@@ -1,0 +1,31 @@
+# One test program a layer, and what crosses layers under tests/.
+enable_testing()
+find_package(GTest REQUIRED)
+include(GoogleTest)
+
+function(longstride_test target libraries)
+  add_executable(${target} ${ARGN})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${target} PRIVATE ${libraries} longstride_options GTest::gtest
+                                          GTest::gtest_main)
+  add_test(NAME ${target} COMMAND ${target} --gtest_brief=1)
+  set_tests_properties(${target} PROPERTIES TIMEOUT 1200 LABELS unit)
+endfunction()
+
+foreach(library ${LONGSTRIDE_LAYERS})
+  string(REPLACE longstride_ "" layer ${library})
+  file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${layer}/*_test.cc)
+  if(tests)
+    longstride_test(${library}_test ${library} ${tests})
+  endif()
+endforeach()
+
+# Python programs that drive the command line as a user does. Each is one test.
+file(GLOB scripts CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*_test.py)
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+foreach(script ${scripts})
+  get_filename_component(name ${script} NAME_WE)
+  add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${script})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 1800 LABELS program ENVIRONMENT
+                       "LONGSTRIDE=$<TARGET_FILE:longstride_cli>;LONGSTRIDE_ROOT=${PROJECT_SOURCE_DIR}")
+endforeach()

@@ -1,0 +1,39 @@
+// Generation. Symbol number i of sample s is a function of (weights, prompt, seed, s, i, cuts).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace longstride {
+
+struct SampleOptions {
+  std::filesystem::path run_or_checkpoint;
+  std::string prompt;         // bytes; may be empty
+  std::int64_t length = 256;  // symbols to generate, after the prompt
+  std::int64_t count = 1;
+  std::uint64_t seed = 1;
+  double temperature = 1.0;  // 0: the most probable symbol (lowest byte on ties)
+  std::int64_t top_k = 0;    // 0: off
+  double top_p = 1.0;        // 1: off
+  double min_p = 0;          // 0: off; keep p >= min_p * largest p
+  bool cache = true;         // false: the full pass again for every symbol; same bytes
+  // Called in order; `sample` counts from 0. Returning false stops cleanly.
+  std::function<bool(std::int64_t sample, std::uint8_t symbol)> on_symbol;
+};
+
+struct SampleResult {
+  std::vector<std::string> samples;  // generated symbols, without the prompt
+  double seconds = 0;
+  std::int64_t symbols = 0;
+  std::int64_t cache_bytes = 0;
+  bool stopped = false;
+};
+
+// A sequence longer than the model's context goes on from its last context/2 symbols each time the
+// context is full (with cache and without alike).
+SampleResult sample(const SampleOptions& options);
+
+}  // namespace longstride

@@ -1,0 +1,27 @@
+// Softmax cross-entropy over V symbols.
+//
+//   nats[r] = log sum_v exp(logits[r,v]) - logits[r, target[r]]
+//   dlogits[r,v] = scale (softmax(logits[r])[v] - [v == target[r]])
+//
+// A row's bits depend on that row only.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/tensor.h"
+
+namespace longstride::ops {
+
+template <class T>
+struct CrossEntropy {
+  Matrix<const T> logits;                 // [R, V]
+  const std::uint8_t* targets = nullptr;  // [R]
+  Vector<T> nats;                         // [R]
+  Matrix<T> dlogits;                      // [R, V], overwritten, may be logits; empty: not wanted
+  T scale = 1;
+};
+
+void cross_entropy(const CrossEntropy<float>& op);
+void cross_entropy(const CrossEntropy<double>& op);
+
+}  // namespace longstride::ops
