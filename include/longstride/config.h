@@ -30,6 +30,8 @@ struct ModelConfig {
   // The position tables: `axes`, or for a plain sequence [rows, l], where l is the first stride (or
   // window) that the patterns name, else the integer nearest above sqrt(context).
   std::vector<std::int64_t> position_axes() const;
+
+  bool operator==(const ModelConfig&) const = default;
 };
 
 struct TrainConfig {
@@ -51,6 +53,8 @@ struct TrainConfig {
   std::int64_t checkpoint_every = 500;    // steps; 0: only at the end
   std::int64_t keep_checkpoints = 2;      // newest ones, beside the best
   std::string on_nonfinite = "stop";      // stop (exit 4) | skip (up to 10 updates in a row)
+
+  bool operator==(const TrainConfig&) const = default;
 };
 
 struct Config {
@@ -58,6 +62,8 @@ struct Config {
   std::string description;  // one line
   ModelConfig model;
   TrainConfig train;
+
+  bool operator==(const Config&) const = default;
 };
 
 // The one list of the fields: calls field(key, member, help) for each.
@@ -96,16 +102,18 @@ void visit_fields(ConfigT& c, Visitor&& field) {
 }
 
 // Reads a preset by name or a TOML file by path, applies `key=value` overrides in order, validates.
-// A value of the command line is a TOML value, or else a bare string ("model.attention=dense").
+// A value of the command line is a TOML value, or else a bare string ("model.attention=dense"); one
+// string stands for a list of one. Throws invalid_argument naming FILE:LINE or the override.
 Config load_config(const std::string& preset_or_file,
                    const std::vector<std::string>& overrides = {});
 Config parse_config(const std::string& toml, const std::string& origin,
                     const std::vector<std::string>& overrides = {});
 
-// The resolved config as TOML: parse_config(to_toml(c)) == c.
+// The resolved config as TOML, every field: parse_config(to_toml(c), "") == c for a valid c.
 std::string to_toml(const Config& config);
 
-// Throws invalid_argument: "config: model.width 100 is not a multiple of model.heads 8".
+// Throws invalid_argument: "config: model.width 100 is not a multiple of model.heads 8". Whatever
+// passes has sizes whose products fit 64 bits, and fewer than 2^40 parameters.
 void validate(const Config& config);
 
 struct Preset {
