@@ -1,5 +1,6 @@
 #include "model/inference.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "longstride/error.h"
@@ -19,7 +20,9 @@ namespace longstride {
 
 namespace {
 
-constexpr double kFinalNormEps = 1e-6;  // as in training_pass.cc
+// Logits are taken for so many positions at a time, so that a pass over a million positions does
+// not hold 256 million of them. Rows do not depend on each other: same bits.
+constexpr std::int64_t kLogitRows = 4096;
 
 // Buffers of one pass over up to `rows` positions, and the network around the attention, which the
 // full pass and the decoder compute differently and pass in.
@@ -63,10 +66,11 @@ struct Rows {
     ops::residual(ops::Residual<T>{h, end, h, {}});
   }
 
-  void logits(const ModelWeights<const T>& w, std::int64_t rows, Matrix<T> out) {
-    const auto y = x.matrix(rows, width);
-    ops::layer_norm(ops::LayerNorm<T>{
-        stream.matrix(rows, width), w.norm.gain, w.norm.bias, y, {}, {}, T(kFinalNormEps)});
+  // Of the rows from `first` on, as many as `out` has.
+  void logits(const ModelWeights<const T>& w, std::int64_t first, Matrix<T> out) {
+    const auto h = matrix(stream.data() + first * width, out.rows, width);
+    const auto y = x.matrix(out.rows, width);
+    ops::layer_norm(ops::LayerNorm<T>{h, w.norm.gain, w.norm.bias, y, {}, {}, T(kFinalNormEps)});
     ops::linear_rows(ops::Linear<T>{y, w.head, {}, out});
   }
 
@@ -96,13 +100,18 @@ struct FullPass<T>::State {
         plans(config),
         rows(config, config.context),
         lse(config.context * config.heads),
-        out(config.context * 256) {}
+        chunk(std::min(config.context, kLogitRows) * 256) {}
+
+  // Runs all blocks over the tokens; rows.stream then holds what the output layer reads.
+  ModelWeights<const T> run(Vector<const T> weights, const std::uint8_t* tokens,
+                            std::int64_t length);
 
   ModelConfig model;
   ParameterLayout layout;
   LayerPlans plans;
   Rows<T> rows;
-  Buffer<T> lse, out;
+  Buffer<T> lse;
+  Buffer<T> chunk;  // logits of up to kLogitRows positions
 };
 
 template <class T>
@@ -112,39 +121,50 @@ template <class T>
 FullPass<T>::~FullPass() = default;
 
 template <class T>
-void FullPass<T>::logits(Vector<const T> weights, const std::uint8_t* tokens, std::int64_t length,
-                         Matrix<T> out) {
-  State& s = *state_;
-  if (length < 1 || length > s.model.context)
-    throw invalid_argument("inference: ", length, " symbols, want 1 to ", s.model.context);
-  const auto w = view_weights(s.model, s.layout, weights);
-  auto embedding = embed<T>(w, s.rows.stream.matrix(length, s.model.width));
+ModelWeights<const T> FullPass<T>::State::run(Vector<const T> flat, const std::uint8_t* tokens,
+                                              std::int64_t length) {
+  if (length < 1 || length > model.context)
+    throw invalid_argument("inference: ", length, " symbols, want 1 to ", model.context);
+  const auto w = view_weights(model, layout, flat);
+  auto embedding = embed<T>(w, rows.stream.matrix(length, model.width));
   embedding.tokens = tokens;
   ops::embedding(embedding);
 
-  const std::int64_t H = s.model.heads;
+  const std::int64_t H = model.heads;
   const auto heads = [&](const Buffer<T>& b, std::int64_t width) {
     return Heads<T>{b.data(), 1, length, H, width / H, width};
   };
-  for (std::int64_t r = 0; r < s.model.layers; ++r)
-    s.rows.block(w.blocks[static_cast<std::size_t>(r)], length, [&] {
-      ops::attention(ops::Attention<T>{&s.plans.of_layer(r),
-                                       heads(s.rows.q, s.model.qk()),
-                                       heads(s.rows.k, s.model.qk()),
-                                       heads(s.rows.v, s.model.width),
-                                       heads(s.rows.att, s.model.width),
-                                       {s.lse.data(), H * length},
-                                       score_scale<T>(s.model)});
+  for (std::int64_t r = 0; r < model.layers; ++r)
+    rows.block(w.blocks[static_cast<std::size_t>(r)], length, [&] {
+      ops::attention(ops::Attention<T>{&plans.of_layer(r),
+                                       heads(rows.q, model.qk()),
+                                       heads(rows.k, model.qk()),
+                                       heads(rows.v, model.width),
+                                       heads(rows.att, model.width),
+                                       {lse.data(), H * length},
+                                       score_scale<T>(model)});
     });
-  s.rows.logits(w, length, out);
+  return w;
+}
+
+template <class T>
+void FullPass<T>::logits(Vector<const T> weights, const std::uint8_t* tokens, std::int64_t length,
+                         Matrix<T> out) {
+  const auto w = state_->run(weights, tokens, length);
+  state_->rows.logits(w, 0, out);
 }
 
 template <class T>
 void FullPass<T>::nats(Vector<const T> weights, const std::uint8_t* tokens, std::int64_t length,
                        Vector<T> out) {
-  const auto rows = state_->out.matrix(length, 256);
-  logits(weights, tokens, length, rows);
-  ops::cross_entropy(ops::CrossEntropy<T>{rows, tokens, out, {}, T(1)});
+  const auto w = state_->run(weights, tokens, length);
+  for (std::int64_t first = 0; first < length; first += kLogitRows) {
+    const std::int64_t rows = std::min(kLogitRows, length - first);
+    const auto logits = state_->chunk.matrix(rows, 256);
+    state_->rows.logits(w, first, logits);
+    ops::cross_entropy(
+        ops::CrossEntropy<T>{logits, tokens + first, {out.data + first, rows}, {}, T(1)});
+  }
 }
 
 template <class T>
@@ -217,7 +237,7 @@ Vector<const T> Decoder<T>::step(std::uint8_t previous) {
                                  score_scale<T>(s.model)});
     });
   }
-  s.rows.logits(s.weights, 1, s.out.matrix(1, 256));
+  s.rows.logits(s.weights, 0, s.out.matrix(1, 256));
   ++s.position;
   return s.out.vector();
 }

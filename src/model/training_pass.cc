@@ -13,12 +13,6 @@
 
 namespace longstride {
 
-namespace {
-
-constexpr double kFinalNormEps = 1e-6;  // facts.md section 2: 1e-5 in blocks, 1e-6 here
-
-}  // namespace
-
 TrainingBytes training_bytes(const ModelConfig& model, std::int64_t batch, bool recompute) {
   const BlockShape s(model, batch);
   const std::int64_t instances = recompute ? 1 : model.layers;

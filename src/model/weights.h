@@ -12,6 +12,8 @@
 
 namespace longstride {
 
+inline constexpr double kFinalNormEps = 1e-6;  // 1e-5 in the blocks: facts.md section 2
+
 template <class T>
 struct NormWeights {
   Vector<T> gain, bias;  // [d]
