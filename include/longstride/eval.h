@@ -18,6 +18,7 @@ struct EvalOptions {
   std::filesystem::path
       per_symbol;  // empty, or a file for each symbol's bits (float64, little endian)
   std::function<void(std::int64_t done, std::int64_t of)> on_progress;
+  std::function<void(const std::string&)> on_warning;  // damaged checkpoints passed over
 };
 
 struct EvalResult {
