@@ -29,21 +29,25 @@ using Position = std::int64_t;
 
 struct Dense {  // every earlier position
   bool attends(Position i, Position j) const { return j <= i; }
+  bool operator==(const Dense&) const = default;
 };
 
 struct Local {  // the last `window` positions, itself included
   std::int64_t window;
   bool attends(Position i, Position j) const { return j <= i && i - j < window; }
+  bool operator==(const Local&) const = default;
 };
 
 struct Column {  // every stride-th position before, itself included
   std::int64_t stride;
   bool attends(Position i, Position j) const { return j <= i && (i - j) % stride == 0; }
+  bool operator==(const Column&) const = default;
 };
 
 struct Row {  // the own block of `stride` positions, up to itself
   std::int64_t stride;
   bool attends(Position i, Position j) const { return j <= i && i / stride == j / stride; }
+  bool operator==(const Row&) const = default;
 };
 
 // Of every *earlier* block of `stride` positions, the `width` positions that start at
@@ -55,16 +59,19 @@ struct Summary {
     const std::int64_t column = j % stride, first = stride - width * (group + 1);
     return j <= i && j / stride < i / stride && column >= first && column < first + width;
   }
+  bool operator==(const Summary&) const = default;
 };
 
 struct PreviousRow {  // the whole block of `stride` positions before the own one
   std::int64_t stride;
   bool attends(Position i, Position j) const { return j / stride + 1 == i / stride; }
+  bool operator==(const PreviousRow&) const = default;
 };
 
 struct Global {  // the first `count` positions of the sequence
   std::int64_t count;
   bool attends(Position i, Position j) const { return j <= i && j < count; }
+  bool operator==(const Global&) const = default;
 };
 
 // For each block of `block` queries, `count` key blocks drawn without repetition from the blocks
@@ -75,6 +82,7 @@ struct Random {
   std::int64_t block;  // 32 unless given
   bool attends(Position i, Position j) const;
   std::vector<std::int64_t> key_blocks(std::int64_t query_block) const;  // ascending
+  bool operator==(const Random&) const = default;
 };
 
 // A user's own block mask, read from a file (docs/formats.md): per query block the key blocks.
@@ -84,6 +92,7 @@ struct Blocks {
   std::int64_t block = 0;
   std::shared_ptr<const std::vector<std::vector<std::int64_t>>> rows;  // ascending, k <= q
   bool attends(Position i, Position j) const;
+  bool operator==(const Blocks& other) const;  // the same mask, whatever the file is called
 };
 
 using Part = std::variant<Dense, Local, Column, Row, Summary, PreviousRow, Global, Random, Blocks>;
