@@ -79,7 +79,8 @@ bool Blocks::attends(Position i, Position j) const {
 }
 
 bool Blocks::operator==(const Blocks& other) const {
-  return block == other.block && (rows == other.rows || *rows == *other.rows);
+  return block == other.block &&
+         (rows == other.rows || (rows != nullptr && other.rows != nullptr && *rows == *other.rows));
 }
 
 bool attends(const Part& part, Position i, Position j) {
