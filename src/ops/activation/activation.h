@@ -28,4 +28,9 @@ struct ActivationBackward {
 void activation_backward(const ActivationBackward<float>& op);
 void activation_backward(const ActivationBackward<double>& op);
 
+namespace cpu {  // shapes are checked
+void activation(const Activation<float>& op);
+void activation_backward(const ActivationBackward<float>& op);
+}  // namespace cpu
+
 }  // namespace longstride::ops

@@ -40,4 +40,9 @@ void adamw(const AdamW<double>& op);
 double global_norm(Vector<const float> x);
 double global_norm(Vector<const double> x);
 
+namespace cpu {  // shapes are checked
+void adamw(const AdamW<float>& op);
+double global_norm(Vector<const float> x);
+}  // namespace cpu
+
 }  // namespace longstride::ops

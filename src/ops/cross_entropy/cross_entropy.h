@@ -24,4 +24,8 @@ struct CrossEntropy {
 void cross_entropy(const CrossEntropy<float>& op);
 void cross_entropy(const CrossEntropy<double>& op);
 
+namespace cpu {  // shapes are checked
+void cross_entropy(const CrossEntropy<float>& op);
+}  // namespace cpu
+
 }  // namespace longstride::ops

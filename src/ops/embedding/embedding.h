@@ -46,4 +46,9 @@ struct EmbeddingBackward {
 void embedding_backward(const EmbeddingBackward<float>& op);
 void embedding_backward(const EmbeddingBackward<double>& op);
 
+namespace cpu {  // shapes are checked
+void embedding(const Embedding<float>& op);
+void embedding_backward(const EmbeddingBackward<float>& op);
+}  // namespace cpu
+
 }  // namespace longstride::ops

@@ -39,4 +39,9 @@ struct LayerNormBackward {
 void layer_norm_backward(const LayerNormBackward<float>& op);
 void layer_norm_backward(const LayerNormBackward<double>& op);
 
+namespace cpu {  // shapes are checked
+void layer_norm(const LayerNorm<float>& op);
+void layer_norm_backward(const LayerNormBackward<float>& op);
+}  // namespace cpu
+
 }  // namespace longstride::ops

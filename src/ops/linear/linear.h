@@ -41,4 +41,10 @@ struct LinearBackward {
 void linear_backward(const LinearBackward<float>& op);
 void linear_backward(const LinearBackward<double>& op);
 
+namespace cpu {  // shapes are checked
+void linear_forward(const Linear<float>& op);
+void linear_rows(const Linear<float>& op);
+void linear_backward(const LinearBackward<float>& op);
+}  // namespace cpu
+
 }  // namespace longstride::ops

@@ -42,4 +42,9 @@ struct ResidualBackward {
 void residual_backward(const ResidualBackward<float>& op);
 void residual_backward(const ResidualBackward<double>& op);
 
+namespace cpu {  // shapes are checked
+void residual(const Residual<float>& op);
+void residual_backward(const ResidualBackward<float>& op);
+}  // namespace cpu
+
 }  // namespace longstride::ops

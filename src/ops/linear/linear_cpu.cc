@@ -1,0 +1,129 @@
+// Matrix products by oneDNN, on tiles of the output that are a function of the shape alone. One
+// task computes a tile with one single-threaded call over the whole inner dimension, so neither the
+// thread count nor the order of the tasks can change a sum.
+//
+// Bound: compute. Each tile reads its operands anew; at 256x256 that is 1/64 of a load per
+// multiply-add.
+#include <dnnl.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "base/threads.h"
+#include "longstride/error.h"
+#include "ops/linear/linear.h"
+
+namespace longstride::ops::cpu {
+
+namespace {
+
+constexpr std::int64_t kBiasRows = 256;  // rows in one partial sum of dbias
+
+struct Operand {
+  const float* data;
+  std::int64_t stride;
+  bool transposed;
+
+  // The part that tile rows (or columns) from `at` on need.
+  const float* from_row(std::int64_t at) const { return data + (transposed ? at : at * stride); }
+  const float* from_col(std::int64_t at) const { return data + (transposed ? at * stride : at); }
+  char flag() const { return transposed ? 'T' : 'N'; }
+};
+
+struct Tile {
+  std::int64_t rows, cols;
+};
+
+// Halves the larger side until there is work for many threads, but not below what keeps a call at
+// full speed.
+Tile tile_for(std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kTasks = 16, kRows = 64, kCols = 128;
+  Tile tile{std::min<std::int64_t>(rows, 512), std::min<std::int64_t>(cols, 512)};
+  const auto pieces = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
+  while (pieces(rows, tile.rows) * pieces(cols, tile.cols) < kTasks) {
+    if (tile.rows >= tile.cols && tile.rows >= 2 * kRows)
+      tile.rows = (tile.rows / 2 + 15) / 16 * 16;
+    else if (tile.cols >= 2 * kCols)
+      tile.cols = (tile.cols / 2 + 15) / 16 * 16;
+    else if (tile.rows >= 2 * kRows)
+      tile.rows = (tile.rows / 2 + 15) / 16 * 16;
+    else
+      break;
+  }
+  return tile;
+}
+
+// c = a b + beta c, inner dimension K.
+void multiply(Operand a, Operand b, std::int64_t K, float beta, Matrix<float> c) {
+  if (c.rows == 0 || c.cols == 0) return;
+  const Tile tile = tile_for(c.rows, c.cols);
+  const std::int64_t tiles_down = (c.rows + tile.rows - 1) / tile.rows;
+  const std::int64_t tiles_across = (c.cols + tile.cols - 1) / tile.cols;
+  parallel_for(tiles_down * tiles_across, [&](std::int64_t task) {
+    const std::int64_t row = task / tiles_across * tile.rows;
+    const std::int64_t col = task % tiles_across * tile.cols;
+    const std::int64_t rows = std::min(tile.rows, c.rows - row);
+    const std::int64_t cols = std::min(tile.cols, c.cols - col);
+    const dnnl_status_t status =
+        dnnl_sgemm(a.flag(), b.flag(), rows, cols, K, 1.0f, a.from_row(row), a.stride,
+                   b.from_col(col), b.stride, beta, c.row(row) + col, c.stride);
+    if (status != dnnl_success)
+      throw internal_error("linear: oneDNN refused a product of ", rows, "x", K, "x", cols,
+                           " with status ", static_cast<int>(status));
+  });
+}
+
+void fill_rows(Vector<const float> bias, Matrix<float> y) {
+  parallel_ranges(y.rows, kBiasRows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      if (bias.empty())
+        std::fill_n(y.row(r), y.cols, 0.0f);
+      else
+        std::copy_n(bias.data, y.cols, y.row(r));
+    }
+  });
+}
+
+// dbias[n] += sum over rows: pieces of kBiasRows rows side by side, then the pieces in order.
+void add_column_sums(Matrix<const float> dy, Vector<float> dbias) {
+  const std::int64_t N = dy.cols, pieces = (dy.rows + kBiasRows - 1) / kBiasRows;
+  thread_local std::vector<float> scratch;
+  scratch.assign(static_cast<std::size_t>(pieces * N), 0.0f);
+  float* const sums = scratch.data();
+  parallel_for(pieces, [&](std::int64_t p) {
+    float* const sum = sums + p * N;
+    const std::int64_t end = std::min(dy.rows, (p + 1) * kBiasRows);
+    for (std::int64_t r = p * kBiasRows; r < end; ++r) {
+      const float* const row = dy.row(r);
+      for (std::int64_t n = 0; n < N; ++n) sum[n] += row[n];
+    }
+  });
+  for (std::int64_t p = 0; p < pieces; ++p)
+    for (std::int64_t n = 0; n < N; ++n) dbias[n] += sums[p * N + n];
+}
+
+}  // namespace
+
+void linear_forward(const Linear<float>& op) {
+  const std::int64_t K = op.x.cols;
+  const bool seeded = !op.bias.empty() || K == 0;
+  if (seeded) fill_rows(op.bias, op.y);
+  if (K == 0) return;
+  multiply({op.x.data, op.x.stride, false}, {op.weight.data, op.weight.stride, false}, K,
+           seeded ? 1.0f : 0.0f, op.y);
+}
+
+void linear_backward(const LinearBackward<float>& op) {
+  const std::int64_t R = op.x.rows, N = op.dy.cols;
+  if (!op.dx.empty()) {
+    if (N == 0 && !op.add_to_dx) fill_rows({}, op.dx);
+    if (N > 0)
+      multiply({op.dy.data, op.dy.stride, false}, {op.weight.data, op.weight.stride, true}, N,
+               op.add_to_dx ? 1.0f : 0.0f, op.dx);
+  }
+  if (R == 0) return;
+  multiply({op.x.data, op.x.stride, true}, {op.dy.data, op.dy.stride, false}, R, 1.0f, op.dweight);
+  if (!op.dbias.empty()) add_column_sums(op.dy, op.dbias);
+}
+
+}  // namespace longstride::ops::cpu
