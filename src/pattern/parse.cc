@@ -30,34 +30,36 @@ std::int64_t at(const Numbers& n, std::size_t index, std::int64_t otherwise) {
 
 constexpr std::int64_t kRandomBlock = 32;
 
+template <class... Parts>
+std::vector<Part> list(const Parts&... parts) {
+  std::vector<Part> out;
+  out.reserve(sizeof...(parts));
+  (out.emplace_back(parts), ...);
+  return out;
+}
+
 const std::array<Form, 11> kForms = {{
-    {"dense", "dense", 0, 0, [](const Numbers&) { return std::vector<Part>{Dense{}}; }},
-    {"local", "local(window)", 1, 1,
-     [](const Numbers& n) { return std::vector<Part>{Local{at(n, 0, 0)}}; }},
-    {"column", "column(stride)", 1, 1,
-     [](const Numbers& n) { return std::vector<Part>{Column{at(n, 0, 0)}}; }},
-    {"row", "row(stride)", 1, 1,
-     [](const Numbers& n) { return std::vector<Part>{Row{at(n, 0, 0)}}; }},
+    {"dense", "dense", 0, 0, [](const Numbers&) { return list(Dense{}); }},
+    {"local", "local(window)", 1, 1, [](const Numbers& n) { return list(Local{at(n, 0, 0)}); }},
+    {"column", "column(stride)", 1, 1, [](const Numbers& n) { return list(Column{at(n, 0, 0)}); }},
+    {"row", "row(stride)", 1, 1, [](const Numbers& n) { return list(Row{at(n, 0, 0)}); }},
     {"summary", "summary(stride, width [, group])", 2, 3,
      [](const Numbers& n) {
-       return std::vector<Part>{Summary{at(n, 0, 0), at(n, 1, 0), at(n, 2, -1)}};
+       return list(Summary{at(n, 0, 0), at(n, 1, 0), at(n, 2, -1)});
      }},
     {"previous_row", "previous_row(stride)", 1, 1,
-     [](const Numbers& n) { return std::vector<Part>{PreviousRow{at(n, 0, 0)}}; }},
-    {"global", "global(count)", 1, 1,
-     [](const Numbers& n) { return std::vector<Part>{Global{at(n, 0, 0)}}; }},
+     [](const Numbers& n) { return list(PreviousRow{at(n, 0, 0)}); }},
+    {"global", "global(count)", 1, 1, [](const Numbers& n) { return list(Global{at(n, 0, 0)}); }},
     {"random", "random(count, seed [, block])", 2, 3,
      [](const Numbers& n) {
-       return std::vector<Part>{Random{at(n, 0, 0), n[1], at(n, 2, kRandomBlock)}};
+       return list(Random{at(n, 0, 0), n[1], at(n, 2, kRandomBlock)});
      }},
     {"blocks", "blocks(file)", 1, 1, nullptr},
     {"strided", "strided(stride)", 1, 1,
-     [](const Numbers& n) {
-       return std::vector<Part>{Local{at(n, 0, 0)}, Column{at(n, 0, 0)}};
-     }},
+     [](const Numbers& n) { return list(Local{at(n, 0, 0)}, Column{at(n, 0, 0)}); }},
     {"fixed", "fixed(stride, width)", 2, 2,
      [](const Numbers& n) {
-       return std::vector<Part>{Row{at(n, 0, 0)}, Summary{at(n, 0, 0), at(n, 1, 0), -1}};
+       return list(Row{at(n, 0, 0)}, Summary{at(n, 0, 0), at(n, 1, 0), -1});
      }},
 }};
 
