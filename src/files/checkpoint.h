@@ -9,6 +9,13 @@
 // away. A failed fsync poisons the attempt: nothing is retried, the temporary folder is removed.
 // The reader takes the newest folder whose manifest verifies, reports those it passed over, and
 // ignores *.tmp-*.
+//
+// Where step-N/ is there already (the step was reached again after an older one was resumed), it is
+// first renamed to step-N.old-PID, and removed when the new one has been verified. A kill between
+// the two renames leaves the old one under that name alone: the reader takes *.old-* for a
+// checkpoint of step N, behind step-N/ itself, and remove_stale_temporaries renames it back.
+//
+// PIDs are those of one machine: two machines must not write one run at the same time.
 #pragma once
 
 #include <cstdint>
@@ -37,17 +44,22 @@ struct CheckpointContents {
 std::filesystem::path write_checkpoint(const std::filesystem::path& run,
                                        const CheckpointContents& contents);
 
-// Removes all but the newest `keep` verified checkpoints and those named in `protect`; also stale
-// temporary folders of dead writers.
+// Removes all but the newest `keep` (at least 1) verified checkpoints and those of the steps in
+// `protect`; also what remove_stale_temporaries does. Where no checkpoint verifies, none is
+// removed.
 void rotate_checkpoints(const std::filesystem::path& run, std::int64_t keep,
                         const std::vector<std::int64_t>& protect);
+
+// To call at the start of a writer: removes temporary files of the run and folders step-N.tmp-PID
+// of dead processes (or of this one), and restores or removes step-N.old-PID.
+void remove_stale_temporaries(const std::filesystem::path& run);
 
 struct CheckpointInfo {
   std::filesystem::path folder;
   std::int64_t step = 0;
 };
 
-// All step-N folders, ascending, unverified.
+// The folders of all steps, ascending, unverified: step-N, or step-N.old-PID where it is alone.
 std::vector<CheckpointInfo> list_checkpoints(const std::filesystem::path& run);
 
 // Sizes and checksums against the manifest. nullopt: good; else one line saying what is wrong.

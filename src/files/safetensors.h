@@ -3,7 +3,9 @@
 // The reader is strict and safe on any input: header <= 100,000,000 bytes and inside the file,
 // UTF-8 JSON object that begins with '{', no duplicate keys, offsets contiguous from 0 to the end
 // of the file without hole or overlap, product(shape) * type size checked for overflow and equal to
-// the extent. Every violation is one invalid_argument naming file, tensor and values.
+// the extent. Every violation is one invalid_argument naming file, tensor and values. Stricter than
+// the format: no unknown keys in a tensor, at most 64 axes and 1,000,000 tensors, nothing but
+// spaces after the object.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +39,9 @@ struct TensorOut {
   std::vector<std::int64_t> shape;
   const void* data = nullptr;  // size follows from dtype and shape
 };
+
+// Bytes of its data.
+std::int64_t byte_size(const TensorOut& tensor);
 
 // Header (padded with spaces to 64 bytes, "__metadata__" {"format": "pt"} and more) of these
 // tensors.
