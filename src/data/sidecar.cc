@@ -1,5 +1,6 @@
 #include "data/sidecar.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 
