@@ -9,7 +9,7 @@
 namespace longstride {
 
 Dataset::Dataset(const std::filesystem::path& path) : file_(path) {
-  const std::string who = "data: " + printable(path.native(), 400);
+  const std::string who = text("data: ", printable(path.native(), 400));
   if (file_.size() == 0) throw invalid_argument(who, ": it is empty");
   std::array<Span, 3> splits = default_splits(file_.size());
   if (const auto sidecar = read_sidecar(path)) {

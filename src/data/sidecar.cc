@@ -31,7 +31,7 @@ class Reader {
     Sidecar sidecar;
     sidecar.kind = string(json["kind"], "kind");
     if (sidecar.kind != "bytes" && sidecar.kind != "text")
-      fail("kind is '" + printable(sidecar.kind, 40) + "', want bytes or text");
+      fail(text("kind is '", printable(sidecar.kind, 40), "', want bytes or text"));
     sidecar.bytes = whole_number(json["bytes"], "bytes");
     sidecar.hash = string(json["xxh3_128"], "xxh3_128");
     read_splits(json["splits"], sidecar);
@@ -56,7 +56,7 @@ class Reader {
       if (!object.contains(key)) fail(what + " has no '" + key + "'");
     for (const auto& [key, value] : object.items())
       if (std::find(keys.begin(), keys.end(), key) == keys.end())
-        fail(what + " has the unknown key '" + printable(key, 40) + "'");
+        fail(text(what, " has the unknown key '", printable(key, 40), "'"));
   }
 
   std::int64_t whole_number(const Json& value, const std::string& what) const {
@@ -76,9 +76,9 @@ class Reader {
     for (std::size_t i = 0; i < kSplitNames.size(); ++i) {
       const std::string name(kSplitNames[i]);
       const Json& pair = splits[name];
-      if (!pair.is_array() || pair.size() != 2) fail("split " + name + " is not [begin, end]");
-      const Span span = {whole_number(pair[0], "begin of " + name),
-                         whole_number(pair[1], "end of " + name)};
+      if (!pair.is_array() || pair.size() != 2) fail(text("split ", name, " is not [begin, end]"));
+      const Span span = {whole_number(pair[0], text("begin of ", name)),
+                         whole_number(pair[1], text("end of ", name))};
       if (span.begin < from || span.end < span.begin || span.end > sidecar.bytes)
         fail(text("split ", name, " is [", span.begin, ", ", span.end, "], want it within [", from,
                   ", ", sidecar.bytes, "]"));

@@ -114,7 +114,7 @@ std::optional<std::string> compare_names(const fs::path& folder, const Manifest&
        entry.increment(stop)) {
     const std::string name = entry->path().filename().native();
     if (name != kManifestName && !manifest.files.contains(name))
-      return "'" + printable(name, 60) + "' is not in the manifest";
+      return text("'", printable(name, 60), "' is not in the manifest");
     if (!fs::is_regular_file(entry->symlink_status(stop))) return name + " is not a regular file";
     found.insert(name);
   }
@@ -141,7 +141,7 @@ std::optional<std::string> compare_files(const fs::path& folder, const Manifest&
 std::optional<std::string> verify_checkpoint(const fs::path& folder) {
   constexpr std::int64_t kMaxManifest = 1 << 20;
   const auto line = [&](const std::string& what) {
-    return "checkpoint: " + printable(folder.native(), 400) + ": " + what;
+    return text("checkpoint: ", printable(folder.native(), 400), ": ", what);
   };
   try {
     const Manifest manifest = parse_manifest(read_file(folder / kManifestName, kMaxManifest));

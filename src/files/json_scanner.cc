@@ -60,7 +60,7 @@ bool JsonScanner::take(char c) {
 void JsonScanner::expect(char c) {
   if (take(c)) return;
   const std::string found =
-      at_ == text_.size() ? "the end" : "'" + printable(text_.substr(at_, 1)) + "'";
+      at_ == text_.size() ? "the end" : text("'", printable(text_.substr(at_, 1)), "'");
   fail(text("found ", found, ", want '", c, "'"));
 }
 

@@ -47,8 +47,8 @@ std::string to_json(const Manifest& manifest) {
   return json.dump(2) + "\n";
 }
 
-Manifest parse_manifest(const std::string& text) {
-  const Json json = Json::parse(text, nullptr, false);
+Manifest parse_manifest(const std::string& content) {
+  const Json json = Json::parse(content, nullptr, false);
   if (json.is_discarded()) throw invalid_argument("manifest: not JSON");
   if (json.is_object() && json.contains("format") && json["format"] != kFormat)
     throw invalid_argument("manifest: format ", printable(json["format"].dump(), 20),
@@ -59,11 +59,11 @@ Manifest parse_manifest(const std::string& text) {
   if (!json["files"].is_object()) throw invalid_argument("manifest: files is not an object");
   for (const auto& [name, entry] : json["files"].items()) {
     check_name(name);
-    const std::string what = "'" + printable(name, 60) + "'";
+    const std::string what = text("'", printable(name, 60), "'");
     check_keys(entry, what, {"bytes", "xxh3_128"});
     if (!entry["xxh3_128"].is_string())
       throw invalid_argument("manifest: the hash of ", what, " is not text");
-    manifest.files[name] = {whole_number(entry["bytes"], "bytes of " + what),
+    manifest.files[name] = {whole_number(entry["bytes"], text("bytes of ", what)),
                             entry["xxh3_128"].get<std::string>()};
   }
   for (const char* name : {kModelName, kOptimizerName, kStateName})

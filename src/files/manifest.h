@@ -27,6 +27,6 @@ std::string to_json(const Manifest& manifest);
 
 // Throws invalid_argument: no JSON, another version of the format, unknown or missing keys, names
 // that leave the folder.
-Manifest parse_manifest(const std::string& json);
+Manifest parse_manifest(const std::string& content);
 
 }  // namespace longstride

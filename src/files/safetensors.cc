@@ -52,7 +52,7 @@ TensorEntry read_entry(JsonScanner& json, std::string name) {
   entry.name = std::move(name);
   bool dtype = false, shape = false, offsets = false;
   const auto once = [&](bool& seen, const std::string& key) {
-    if (std::exchange(seen, true)) json.fail("key '" + key + "' stands twice in a tensor");
+    if (std::exchange(seen, true)) json.fail(text("key '", key, "' stands twice in a tensor"));
   };
   json.expect('{');
   do {
@@ -72,13 +72,13 @@ TensorEntry read_entry(JsonScanner& json, std::string name) {
       entry.end = json.whole_number();
       json.expect(']');
     } else {
-      json.fail("tensor '" + printable(entry.name, 60) + "' has the unknown key '" +
-                printable(key, 60) + "'");
+      json.fail(text("tensor '", printable(entry.name, 60), "' has the unknown key '",
+                     printable(key, 60), "'"));
     }
   } while (json.take(','));
   json.expect('}');
   if (!dtype || !shape || !offsets)
-    json.fail("tensor '" + printable(entry.name, 60) + "' wants dtype, shape and data_offsets");
+    json.fail(text("tensor '", printable(entry.name, 60), "' wants dtype, shape and data_offsets"));
   return entry;
 }
 
@@ -91,16 +91,16 @@ std::map<std::string, std::string> read_metadata(JsonScanner& json) {
     json.expect(':');
     std::string value = json.string();
     if (!metadata.emplace(key, std::move(value)).second)
-      json.fail("metadata '" + printable(key, 60) + "' stands twice");
+      json.fail(text("metadata '", printable(key, 60), "' stands twice"));
   } while (json.take(','));
   json.expect('}');
   return metadata;
 }
 
-SafetensorsHeader read_json(std::string_view text, const std::string& who) {
+SafetensorsHeader read_json(std::string_view bytes, const std::string& who) {
   SafetensorsHeader header;
-  JsonScanner json(text, who);
-  if (!text.starts_with('{')) json.fail("want '{' first");
+  JsonScanner json(bytes, who);
+  if (!bytes.starts_with('{')) json.fail("want '{' first");
   json.expect('{');
   bool metadata = false;
   if (!json.take('}')) {
@@ -113,7 +113,7 @@ SafetensorsHeader read_json(std::string_view text, const std::string& who) {
         continue;
       }
       if (header.tensors.size() == kMaxTensors)
-        json.fail(longstride::text("more than ", kMaxTensors, " tensors"));
+        json.fail(text("more than ", kMaxTensors, " tensors"));
       header.tensors.push_back(read_entry(json, std::move(name)));
     } while (json.take(','));
     json.expect('}');
@@ -193,7 +193,7 @@ std::string quoted(const std::string& name) {
 
 SafetensorsHeader parse_safetensors_header(std::string_view head, std::int64_t file_size,
                                            const std::string& origin) {
-  const std::string who = "safetensors: " + printable(origin, 200);
+  const std::string who = text("safetensors: ", printable(origin, 200));
   if (head.size() < kLengthBytes || file_size < static_cast<std::int64_t>(head.size()))
     throw invalid_argument(who, ": has ", file_size, " bytes, want at least 8");
   const std::uint64_t length = load_length(head);
@@ -216,17 +216,16 @@ std::string make_safetensors_header(const std::vector<TensorOut>& tensors,
   about.emplace("format", "pt");  // what the common readers look for
   std::string json = "{\"__metadata__\":{";
   for (const auto& [key, value] : about)
-    json += (json.back() == '{' ? "" : ",") + quoted(key) + ":" + quoted(value);
+    json += text(json.back() == '{' ? "" : ",", quoted(key), ":", quoted(value));
   json += "}";
 
   std::int64_t at = 0;
   for (const TensorOut& t : tensors) {
     const std::int64_t bytes = tensor_bytes("safetensors", t.name, t.dtype, t.shape);
     std::string shape;
-    for (const std::int64_t extent : t.shape)
-      shape += (shape.empty() ? "" : ",") + std::to_string(extent);
-    json += "," + quoted(t.name) + ":{\"dtype\":\"" + t.dtype + "\",\"shape\":[" + shape +
-            "],\"data_offsets\":[" + std::to_string(at) + "," + std::to_string(at + bytes) + "]}";
+    for (const std::int64_t extent : t.shape) shape += text(shape.empty() ? "" : ",", extent);
+    json += text(",", quoted(t.name), ":{\"dtype\":\"", t.dtype, "\",\"shape\":[", shape,
+                 "],\"data_offsets\":[", at, ",", at + bytes, "]}");
     at += bytes;
   }
   json += "}";

@@ -37,8 +37,7 @@ namespace {
 
 std::string to_text(const std::vector<std::int64_t>& shape) {
   std::string out = "[";
-  for (const std::int64_t extent : shape)
-    out += (out.size() > 1 ? ", " : "") + std::to_string(extent);
+  for (const std::int64_t extent : shape) out += text(out.size() > 1 ? ", " : "", extent);
   return out + "]";
 }
 
