@@ -38,7 +38,7 @@ std::vector<Part> list(const Parts&... parts) {
   return out;
 }
 
-const std::array<Form, 11> kForms = {{
+constexpr std::array<Form, 11> kForms = {{
     {"dense", "dense", 0, 0, [](const Numbers&) { return list(Dense{}); }},
     {"local", "local(window)", 1, 1, [](const Numbers& n) { return list(Local{at(n, 0, 0)}); }},
     {"column", "column(stride)", 1, 1, [](const Numbers& n) { return list(Column{at(n, 0, 0)}); }},

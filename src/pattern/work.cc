@@ -76,7 +76,7 @@ Counts count_part(const PartPlan& part, std::int64_t block, std::vector<std::int
       tiles.push_back({lane, {s, std::min(s + block, steps)}});
   }
   std::vector<Counts> counts(tiles.size());
-  constexpr std::int64_t kTilesATask = 16;
+  constexpr std::int64_t kTilesATask = 256;  // starting threads for less costs more than it saves
   parallel_ranges(static_cast<std::int64_t>(tiles.size()), kTilesATask,
                   [&](std::int64_t begin, std::int64_t end) {
                     for (auto t = static_cast<std::size_t>(begin);
