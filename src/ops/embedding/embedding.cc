@@ -13,7 +13,8 @@ void check_axes(const char* who, const std::vector<MatrixT>& axes, std::int64_t 
                 std::int64_t positions) {
   std::int64_t held = 1;
   for (const MatrixT& axis : axes) {
-    if (axis.rows < 1) throw invalid_argument(who, ": an axis has extent ", axis.rows, ", want 1+");
+    if (axis.rows < 1)
+      throw invalid_argument(who, ": an axis has extent ", axis.rows, ", want 1 or more");
     want_shape(who, "axis table", axis, axis.rows, d);
     if (held < positions) held *= axis.rows;  // stops before it could overflow
   }
