@@ -1,0 +1,67 @@
+#include "train/memory.h"
+
+#include <gtest/gtest.h>
+
+#include "model/training_pass.h"
+#include "train/training_fixture.h"
+
+namespace longstride {
+namespace {
+
+TEST(MemoryPlan, CountsEveryArray) {
+  Config config = test::small_config();
+  const ParameterLayout layout(config.model);
+  const std::int64_t array = layout.extent * 4;
+  MemoryPlan plan = plan_memory(config, layout, std::int64_t{1} << 40);
+  EXPECT_EQ(plan.parameters, layout.count);
+  EXPECT_EQ(plan.weights + plan.gradients + plan.optimizer + plan.averages, 5 * array);
+  EXPECT_EQ(plan.kept + plan.scratch, training_bytes(config.model, 4, false).total());
+  config.train.ema = 0;
+  EXPECT_EQ(plan_memory(config, layout, 1).averages, 0);
+}
+
+TEST(MemoryPlan, RecomputesWhereActivationsTakeMoreThanHalf) {
+  Config config = test::small_config();
+  const ParameterLayout layout(config.model);
+  const std::int64_t whole = training_bytes(config.model, 4, false).total();
+  EXPECT_FALSE(plan_memory(config, layout, 2 * whole + 1).recompute);
+  EXPECT_TRUE(plan_memory(config, layout, 2 * whole - 2).recompute);
+  config.train.recompute = "off";
+  EXPECT_FALSE(plan_memory(config, layout, 1).recompute);
+  config.train.recompute = "on";
+  EXPECT_TRUE(plan_memory(config, layout, std::int64_t{1} << 40).recompute);
+}
+
+TEST(MemoryPlan, NamesTheLargestMicroBatchThatFits) {
+  Config config = test::small_config();
+  config.train.batch = 12;
+  config.train.recompute = "on";
+  const ParameterLayout layout(config.model);
+  const auto needed = [&](std::int64_t micro) {
+    Config smaller = config;
+    smaller.train.micro_batch = micro;
+    return plan_memory(smaller, layout, 0).total();
+  };
+  const auto message = [&](std::int64_t available) -> std::string {
+    try {
+      require_fit(plan_memory(config, layout, available), config, layout);
+      return "";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.fault, Fault::environment);
+      return e.what();
+    }
+  };
+  EXPECT_EQ(message(needed(12)), "");
+  EXPECT_NE(message(needed(12) - 1).find("train.micro_batch=6 "), std::string::npos);
+  EXPECT_NE(message(needed(4)).find("train.micro_batch=4 "), std::string::npos);
+  EXPECT_NE(message(needed(1)).find("train.micro_batch=1 "), std::string::npos);
+  EXPECT_NE(message(needed(1) - 1).find("no train.micro_batch fits"), std::string::npos);
+}
+
+TEST(Memory, OfThisMachine) {
+  EXPECT_GT(available_memory(), 0);
+  EXPECT_GT(resident_memory(), 1 << 20);
+}
+
+}  // namespace
+}  // namespace longstride
