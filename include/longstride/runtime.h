@@ -10,27 +10,41 @@ namespace longstride {
 
 inline constexpr const char* kVersion = "0.1.0";
 
-void use_threads(int threads);  // 0: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, else all cores
+// 0: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, else the cores this process may use.
+void use_threads(int threads);
 int used_threads();
 
 struct Fact {
   std::string name, value;
 };
-std::vector<Fact>
-doctor();  // processor, instruction set, cores, memory, libraries, what is built in
+// Processor, instruction set, cores, memory, libraries, what is built in, environment in force.
+std::vector<Fact> doctor();
 
-// Times the operations on this machine; one row each.
+// Times on this machine, one row each, beside what the machine can do (measured in the same run).
 struct BenchRow {
-  std::string name;
-  double seconds = 0, flops = 0, bytes = 0;  // needed work and least traffic
+  std::string series;           // "attention strided(sqrt N)", "linear"
+  std::string shape;            // "N 4096"
+  double size = 0;              // what the series varies: N; 0: nothing
+  double seconds = 0;           // of one call, the fastest of several
+  double flops = 0, bytes = 0;  // needed work and least traffic of one call
+};
+// seconds ~ size^exponent over the rows of one series (least squares of the logarithms).
+struct BenchFit {
+  std::string series;
+  double exponent = 0;
 };
 struct BenchReport {
-  double peak_flops = 0;  // f32 matrix product, this run
-  double peak_bytes = 0;  // copy: bytes read + written a second, this run
+  double peak_flops = 0;  // a second; f32 matrix product
+  double peak_bytes = 0;  // a second; copy, bytes read + written
   std::vector<BenchRow> rows;
+  std::vector<BenchFit> fits;
 };
-BenchReport bench_attention(std::int64_t min_length,
-                            std::int64_t max_length);  // strided(sqrt N), dense
+
+// Forward + backward, B 1, H 4, D 64, for N = min_length, 2 min_length, ..., max_length:
+// strided(round(sqrt N)), and dense up to 8192. Throws invalid_argument unless
+// 2 <= min_length <= max_length <= 2^24.
+BenchReport bench_attention(std::int64_t min_length, std::int64_t max_length);
+// Every operation of a layer at the shapes of a small model.
 BenchReport bench_ops();
 
 }  // namespace longstride

@@ -1,0 +1,121 @@
+// The command line: reads it, runs one sub-command, turns every failure into one line and a code.
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <new>
+
+#include "cli/command.h"
+#include "cli/output.h"
+#include "longstride/error.h"
+#include "longstride/runtime.h"
+
+namespace longstride::cli {
+
+namespace {
+
+constexpr int kUsage = 2;
+constexpr int kMaxThreads = 1024;
+
+constexpr const char* kMainFooter =
+    R"(A first session:
+  longstride train tiny-text --data book.txt --run runs/first
+  longstride eval runs/first --data book.txt
+  longstride sample runs/first --prompt "Once " --length 200
+
+Results go to stdout, log and progress to stderr. `longstride COMMAND --help` says more.
+
+Exit codes:
+  0  done             3  disk, memory or permission    75  stopped on request, state saved:
+  1  fault of ours    4  training stopped by numbers       the same command resumes
+  2  usage or input   5  device or driver
+
+Environment: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, NO_COLOR.)";
+
+void add_globals(Program& program, CLI::App& app) {
+  app.add_option("--threads", program.globals.threads,
+                 "threads; 0: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, else all cores")
+      ->check(CLI::Range(0, kMaxThreads))
+      ->type_name("N");
+  app.add_flag("--quiet,-q", program.globals.quiet, "no progress on stderr");
+  app.add_flag("--json", program.globals.json, "the result as JSON on stdout");
+}
+
+void print_version(bool json) {
+  if (json)
+    print_json({{"name", "longstride"}, {"version", kVersion}});
+  else
+    print(std::string("longstride ") + kVersion + "\n");
+}
+
+int fail(int code, const std::string& message) {
+  std::fputs(("longstride: " + one_line(message) + "\n").c_str(), stderr);
+  return code;
+}
+
+int run(Program& program, int argc, char** argv) {
+  try {
+    program.app.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    program.app.exit(help);
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    return fail(kUsage, std::string("usage: ") + e.what());
+  }
+  if (program.version) {
+    print_version(program.globals.json);
+    return 0;
+  }
+  if (!program.action) return fail(kUsage, "usage: no command given, see longstride --help");
+  use_threads(program.globals.threads);
+  return program.action();
+}
+
+int guarded(Program& program, int argc, char** argv) {
+  try {
+    return run(program, argc, argv);
+  } catch (const ClosedPipe&) {
+    return 0;  // the reader has seen enough
+  } catch (const Error& e) {
+    return fail(exit_code(e.fault), e.what());
+  } catch (const std::bad_alloc&) {
+    return fail(exit_code(Fault::environment), "memory: out of memory");
+  } catch (const std::filesystem::filesystem_error& e) {
+    return fail(exit_code(Fault::environment), e.what());
+  } catch (const std::exception& e) {
+    return fail(exit_code(Fault::internal), std::string("internal: ") + e.what());
+  }
+}
+
+}  // namespace
+
+CLI::App* add_command(Program& program, CLI::App& parent, const std::string& name,
+                      const std::string& description, const std::string& footer) {
+  CLI::App* command = parent.add_subcommand(name, description);
+  command->footer(footer);
+  command->fallthrough(false);
+  add_globals(program, *command);
+  return command;
+}
+
+}  // namespace longstride::cli
+
+int main(int argc, char** argv) {
+  using namespace longstride::cli;
+  // A closed pipe shows as a failed write, where it can be told from a full disk.
+  std::signal(SIGPIPE, SIG_IGN);
+  Program program;
+  program.app.require_subcommand(0, 1);
+  program.app.footer(kMainFooter);
+  add_globals(program, program.app);
+  program.app.add_flag("--version", program.version,
+                       "version of the program (with --json: as JSON)");
+  add_train(program);
+  add_eval(program);
+  add_sample(program);
+  add_inspect(program);
+  add_prepare(program);
+  add_bench(program);
+  add_doctor(program);
+  add_completion(program);
+  return guarded(program, argc, argv);
+}
