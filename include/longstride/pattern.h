@@ -12,8 +12,10 @@
 //   term   = part | alias
 //   part   = dense | local(w) | column(l) | row(l) | summary(l, c [, g]) | previous_row(l)
 //          | global(g) | random(r, seed [, b]) | blocks(file)
+//   file   = anything but ")" and the end of a line
 //   alias  = strided(l)  -> local(l) + column(l)
 //          | fixed(l, c) -> row(l) + summary(l, c)
+// Numbers are below 2^40 (a seed: 2^64); at most 16 parts a union, 1,024 kinds of heads a layer.
 #pragma once
 
 #include <cstdint>

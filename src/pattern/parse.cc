@@ -13,7 +13,7 @@ namespace longstride {
 
 namespace {
 
-constexpr std::size_t kMaxSpec = 65536, kMaxParts = 64, kMaxKinds = 1024;
+constexpr std::size_t kMaxSpec = 65536, kMaxParts = 16, kMaxKinds = 1024;
 
 using Numbers = std::vector<std::uint64_t>;
 

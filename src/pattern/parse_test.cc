@@ -127,7 +127,7 @@ TEST(Parse, Refuses) {
     EXPECT_NE(message(spec), "") << spec;
   EXPECT_NE(message(std::string(70000, ' ') + "dense"), "");
   std::string parts = "dense", kinds = "dense";
-  for (int n = 0; n < 64; ++n) parts += "+dense";
+  for (int n = 0; n < 16; ++n) parts += "+dense";
   for (int n = 0; n < 1024; ++n) kinds += ",dense";
   EXPECT_NE(message(parts), "");
   EXPECT_NE(message(kinds), "");
