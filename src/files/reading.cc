@@ -19,8 +19,8 @@ namespace {
 struct Source {
   int fd = -1;
   struct stat info = {};
-  explicit Source(const std::filesystem::path& path) {
-    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  explicit Source(const std::filesystem::path& path, int flags = 0) {
+    fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags);
     if (fd < 0 || ::fstat(fd, &info) < 0) fail(path, std::strerror(errno));
     if (S_ISDIR(info.st_mode)) fail(path, "it is a folder, want a file");
   }
@@ -53,7 +53,7 @@ std::string read_file(const std::filesystem::path& path, std::int64_t limit) {
 }
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
-  Source source(path);
+  Source source(path, O_NONBLOCK);  // a pipe without a writer is refused, not waited for
   if (!S_ISREG(source.info.st_mode)) source.fail(path, "it is not a regular file");
   size_ = source.info.st_size;
   if (size_ == 0) return;
