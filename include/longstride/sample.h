@@ -17,10 +17,10 @@ struct SampleOptions {
   std::uint64_t seed = 1;
   double temperature = 1.0;  // 0: the most probable symbol (lowest byte on ties)
   // Cuts, in this order, each on the probabilities that the one before kept:
-  std::int64_t top_k = 0;    // 0: off
-  double top_p = 1.0;        // 1: off
-  double min_p = 0;          // 0: off; keep p >= min_p * largest p
-  bool cache = true;         // false: the full pass again for every symbol; same bytes
+  std::int64_t top_k = 0;  // 0: off
+  double top_p = 1.0;      // 1: off
+  double min_p = 0;        // 0: off; keep p >= min_p * largest p
+  bool cache = true;       // false: the full pass again for every symbol; same bytes
   // Called in order; `sample` counts from 0. Returning false stops cleanly.
   std::function<bool(std::int64_t sample, std::uint8_t symbol)> on_symbol;
   std::function<void(const std::string&)> on_warning;  // damaged checkpoints passed over
