@@ -53,8 +53,23 @@ Tile tile_for(std::int64_t rows, std::int64_t cols) {
   return tile;
 }
 
-// c = a b + beta c, inner dimension K.
-void multiply(Operand a, Operand b, std::int64_t K, float beta, Matrix<float> c) {
+// Rows of bias, or zeros where it is empty.
+void fill(Matrix<float> c, const float* bias) {
+  for (std::int64_t r = 0; r < c.rows; ++r)
+    if (bias)
+      std::copy_n(bias, c.cols, c.row(r));
+    else
+      std::fill_n(c.row(r), c.cols, 0.0f);
+}
+
+// What c holds before the product is added to it.
+struct Start {
+  bool kept = false;            // c itself
+  const float* bias = nullptr;  // this in each row; zeros where there is neither
+};
+
+// c = start + a b, inner dimension K.
+void multiply(Operand a, Operand b, std::int64_t K, Start start, Matrix<float> c) {
   if (c.rows == 0 || c.cols == 0) return;
   const Tile tile = tile_for(c.rows, c.cols);
   const std::int64_t tiles_down = (c.rows + tile.rows - 1) / tile.rows;
@@ -64,23 +79,16 @@ void multiply(Operand a, Operand b, std::int64_t K, float beta, Matrix<float> c)
     const std::int64_t col = task % tiles_across * tile.cols;
     const std::int64_t rows = std::min(tile.rows, c.rows - row);
     const std::int64_t cols = std::min(tile.cols, c.cols - col);
-    const dnnl_status_t status =
-        dnnl_sgemm(a.flag(), b.flag(), rows, cols, K, 1.0f, a.from_row(row), a.stride,
-                   b.from_col(col), b.stride, beta, c.row(row) + col, c.stride);
+    const Matrix<float> out{c.row(row) + col, rows, cols, c.stride};
+    const bool filled = !start.kept && (start.bias || K == 0);
+    if (filled) fill(out, start.bias ? start.bias + col : nullptr);
+    if (K == 0) return;
+    const dnnl_status_t status = dnnl_sgemm(
+        a.flag(), b.flag(), rows, cols, K, 1.0f, a.from_row(row), a.stride, b.from_col(col),
+        b.stride, filled || start.kept ? 1.0f : 0.0f, out.data, out.stride);
     if (status != dnnl_success)
       throw internal_error("linear: oneDNN refused a product of ", rows, "x", K, "x", cols,
                            " with status ", static_cast<int>(status));
-  });
-}
-
-void fill_rows(Vector<const float> bias, Matrix<float> y) {
-  parallel_ranges(y.rows, kBiasRows, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r) {
-      if (bias.empty())
-        std::fill_n(y.row(r), y.cols, 0.0f);
-      else
-        std::copy_n(bias.data, y.cols, y.row(r));
-    }
   });
 }
 
@@ -105,24 +113,17 @@ void add_column_sums(Matrix<const float> dy, Vector<float> dbias) {
 }  // namespace
 
 void linear_forward(const Linear<float>& op) {
-  const std::int64_t K = op.x.cols;
-  const bool seeded = !op.bias.empty() || K == 0;
-  if (seeded) fill_rows(op.bias, op.y);
-  if (K == 0) return;
-  multiply({op.x.data, op.x.stride, false}, {op.weight.data, op.weight.stride, false}, K,
-           seeded ? 1.0f : 0.0f, op.y);
+  multiply({op.x.data, op.x.stride, false}, {op.weight.data, op.weight.stride, false}, op.x.cols,
+           {.bias = op.bias.empty() ? nullptr : op.bias.data}, op.y);
 }
 
 void linear_backward(const LinearBackward<float>& op) {
   const std::int64_t R = op.x.rows, N = op.dy.cols;
-  if (!op.dx.empty()) {
-    if (N == 0 && !op.add_to_dx) fill_rows({}, op.dx);
-    if (N > 0)
-      multiply({op.dy.data, op.dy.stride, false}, {op.weight.data, op.weight.stride, true}, N,
-               op.add_to_dx ? 1.0f : 0.0f, op.dx);
-  }
-  if (R == 0) return;
-  multiply({op.x.data, op.x.stride, true}, {op.dy.data, op.dy.stride, false}, R, 1.0f, op.dweight);
+  if (!op.dx.empty())
+    multiply({op.dy.data, op.dy.stride, false}, {op.weight.data, op.weight.stride, true}, N,
+             {.kept = op.add_to_dx}, op.dx);
+  multiply({op.x.data, op.x.stride, true}, {op.dy.data, op.dy.stride, false}, R, {.kept = true},
+           op.dweight);
   if (!op.dbias.empty()) add_column_sums(op.dy, op.dbias);
 }
 

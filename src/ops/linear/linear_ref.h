@@ -7,33 +7,31 @@ namespace longstride::ops::ref {
 
 template <class Real>
 void linear_forward(const Linear<Real>& op) {
-  for (std::int64_t r = 0; r < op.x.rows; ++r)
-    for (std::int64_t n = 0; n < op.weight.cols; ++n) {
-      Real sum = op.bias.empty() ? Real(0) : op.bias[n];
-      for (std::int64_t k = 0; k < op.x.cols; ++k) sum += op.x.row(r)[k] * op.weight.row(k)[n];
-      op.y.row(r)[n] = sum;
-    }
+  const std::int64_t K = op.x.cols, N = op.weight.cols;
+  for (std::int64_t r = 0; r < op.x.rows; ++r) {
+    Real* const y = op.y.row(r);
+    for (std::int64_t n = 0; n < N; ++n) y[n] = op.bias.empty() ? Real(0) : op.bias[n];
+    for (std::int64_t k = 0; k < K; ++k)
+      for (std::int64_t n = 0; n < N; ++n) y[n] += op.x.row(r)[k] * op.weight.row(k)[n];
+  }
 }
 
 template <class Real>
 void linear_backward(const LinearBackward<Real>& op) {
-  const std::int64_t R = op.x.rows, K = op.x.cols, N = op.dy.cols;
-  if (!op.dx.empty())
-    for (std::int64_t r = 0; r < R; ++r)
-      for (std::int64_t k = 0; k < K; ++k) {
-        Real sum = op.add_to_dx ? op.dx.row(r)[k] : Real(0);
-        for (std::int64_t n = 0; n < N; ++n) sum += op.dy.row(r)[n] * op.weight.row(k)[n];
-        op.dx.row(r)[k] = sum;
+  const std::int64_t K = op.x.cols, N = op.dy.cols;
+  for (std::int64_t r = 0; r < op.x.rows; ++r) {
+    const Real *const x = op.x.row(r), *const dy = op.dy.row(r);
+    for (std::int64_t k = 0; k < K; ++k) {
+      Real sum = 0;
+      for (std::int64_t n = 0; n < N; ++n) {
+        sum += dy[n] * op.weight.row(k)[n];
+        op.dweight.row(k)[n] += x[k] * dy[n];
       }
-  for (std::int64_t k = 0; k < K; ++k)
-    for (std::int64_t n = 0; n < N; ++n) {
-      Real sum = op.dweight.row(k)[n];
-      for (std::int64_t r = 0; r < R; ++r) sum += op.x.row(r)[k] * op.dy.row(r)[n];
-      op.dweight.row(k)[n] = sum;
+      if (!op.dx.empty()) op.dx.row(r)[k] = op.add_to_dx ? op.dx.row(r)[k] + sum : sum;
     }
-  if (op.dbias.empty()) return;
-  for (std::int64_t n = 0; n < N; ++n)
-    for (std::int64_t r = 0; r < R; ++r) op.dbias[n] += op.dy.row(r)[n];
+    if (op.dbias.empty()) continue;
+    for (std::int64_t n = 0; n < N; ++n) op.dbias[n] += dy[n];
+  }
 }
 
 }  // namespace longstride::ops::ref

@@ -2,10 +2,10 @@
 // order. Vectors run over the columns of W, so that order holds for any number of rows, any tile
 // and any tail: it is what makes a row's bits independent of the rest of the call.
 //
-// Tiles of up to 6 rows x 2 vectors stay in registers over a block of k (12 sums, 2 weights, 1
+// A tile of up to 6 rows x 2 vectors stays in registers over a block of k (12 sums, 2 weights, 1
 // input: the 16 registers of AVX2). Between blocks of k the sums rest in y, exactly. Few rows take
-// wider tiles, to read W in longer runs. With many rows a task first copies its columns of W into
-// one contiguous panel.
+// wider tiles, to read W in longer runs; for many rows a block of W is first copied to where its
+// rows lie side by side (in W they may be a power of two apart, all in one set of the cache).
 // Bound: compute for many rows; for one row, the bandwidth of reading W.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear/linear_rows_cpu.cc"
@@ -13,6 +13,7 @@
 // After foreach_target.h, which includes this file once per instruction set.
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "base/threads.h"
 #include "ops/linear/linear.h"
@@ -50,34 +51,74 @@ HWY_INLINE void tile(const float* x, std::int64_t x_stride, Panel w, std::int64_
     for (int v = 0; v < kVecs; ++v) lanes.store(sum[r][v], y + r * y_stride + v * step);
 }
 
-// All columns [0, cols) of kRows rows.
+// All columns [0, cols) of kRows rows: as many tiles of kVecs vectors as fit, then narrower ones.
 template <int kRows, int kVecs>
 void strip(const float* x, std::int64_t x_stride, Panel w, std::int64_t K, float* y,
            std::int64_t y_stride, std::int64_t cols) {
-  const std::int64_t step = float_lanes();
+  const std::int64_t width = kVecs * float_lanes();
   std::int64_t n = 0;
-  for (; n + kVecs * step <= cols; n += kVecs * step)
+  for (; n + width <= cols; n += width)
     tile<kRows, kVecs>(x, x_stride, {w.data + n, w.stride}, K, y + n, y_stride, Whole{});
-  for (; n + step <= cols; n += step)
-    tile<kRows, 1>(x, x_stride, {w.data + n, w.stride}, K, y + n, y_stride, Whole{});
-  if (n < cols)
-    tile<kRows, 1>(x, x_stride, {w.data + n, w.stride}, K, y + n, y_stride, Part{cols - n});
+  if (n == cols) return;
+  const Panel rest{w.data + n, w.stride};
+  if constexpr (kVecs > 1)
+    strip<kRows, kVecs / 2>(x, x_stride, rest, K, y + n, y_stride, cols - n);
+  else
+    tile<kRows, 1>(x, x_stride, rest, K, y + n, y_stride, Part{cols - n});
 }
+
+// All rows: groups of 6, then what is left.
+void all_rows(const float* x, std::int64_t x_stride, Panel w, std::int64_t K, Matrix<float> y) {
+  for (std::int64_t r = 0; r < y.rows; r += 6) {
+    const auto run = [&](auto strip_of) {
+      strip_of(x + r * x_stride, x_stride, w, K, y.row(r), y.stride, y.cols);
+    };
+    switch (std::min<std::int64_t>(y.rows - r, 6)) {
+      case 1:
+        run(strip<1, 8>);
+        break;
+      case 2:
+        run(strip<2, 4>);
+        break;
+      case 3:
+        run(strip<3, 4>);
+        break;
+      case 4:
+        run(strip<4, 2>);
+        break;
+      case 5:
+        run(strip<5, 2>);
+        break;
+      default:
+        run(strip<6, 2>);
+    }
+  }
+}
+
+constexpr std::int64_t kBlock = 256;  // of k: 256 x 2 vectors stay in the first-level cache
+constexpr std::int64_t kPackRows =
+    12;  // from here on, copying the weights costs less than it saves
 
 }  // namespace
 
 // One task: adds x W to y, which holds the bias. x [R, K], w [K, N], y [R, N].
 void linear_rows_task(Matrix<const float> x, Matrix<const float> w, Matrix<float> y) {
-  constexpr std::int64_t kBlock = 256;  // of k: a panel of it stays in the first-level cache
+  HWY_ALIGN float packed[static_cast<std::size_t>(kBlock) * 2 * hn::MaxLanes(Floats())];
+  const std::int64_t width = 2 * float_lanes();
   for (std::int64_t k = 0; k < x.cols; k += kBlock) {
     const std::int64_t K = std::min(kBlock, x.cols - k);
-    const Panel panel{w.row(k), w.stride};
-    std::int64_t r = 0;
-    for (; r + 6 <= y.rows; r += 6)
-      strip<6, 2>(x.row(r) + k, x.stride, panel, K, y.row(r), y.stride, y.cols);
-    for (; r + 2 <= y.rows; r += 2)
-      strip<2, 4>(x.row(r) + k, x.stride, panel, K, y.row(r), y.stride, y.cols);
-    if (r < y.rows) strip<1, 8>(x.row(r) + k, x.stride, panel, K, y.row(r), y.stride, y.cols);
+    const float* const inputs = x.data + k;
+    if (y.rows < kPackRows) {
+      all_rows(inputs, x.stride, {w.row(k), w.stride}, K, y);
+      continue;
+    }
+    for (std::int64_t n = 0; n < y.cols; n += width) {
+      const std::int64_t cols = std::min(width, y.cols - n);
+      for (std::int64_t i = 0; i < K; ++i)
+        std::memcpy(packed + i * width, w.row(k + i) + n,
+                    static_cast<std::size_t>(cols) * sizeof(float));
+      all_rows(inputs, x.stride, {packed, width}, K, {y.data + n, y.rows, cols, y.stride});
+    }
   }
 }
 
@@ -92,13 +133,16 @@ HWY_EXPORT(linear_rows_task);
 namespace cpu {
 
 void linear_rows(const Linear<float>& op) {
-  constexpr std::int64_t kTileRows = 96, kTileCols = 128;
+  // A task is some 2^17 multiply-adds or more: 10 us, for threads to be worth waking.
+  constexpr std::int64_t kTileRows = 96, kMinCols = 128, kWork = 1 << 17;
   const std::int64_t R = op.x.rows, K = op.x.cols, N = op.y.cols;
+  const std::int64_t per_col = std::max<std::int64_t>(1, K * std::min(R, kTileRows));
+  const std::int64_t tile_cols = (kWork / per_col / kMinCols + 1) * kMinCols;
   const std::int64_t down = (R + kTileRows - 1) / kTileRows;
-  const std::int64_t across = (N + kTileCols - 1) / kTileCols;
+  const std::int64_t across = (N + tile_cols - 1) / tile_cols;
   parallel_for(down * across, [&](std::int64_t task) {
-    const std::int64_t row = task / across * kTileRows, col = task % across * kTileCols;
-    const std::int64_t rows = std::min(kTileRows, R - row), cols = std::min(kTileCols, N - col);
+    const std::int64_t row = task / across * kTileRows, col = task % across * tile_cols;
+    const std::int64_t rows = std::min(kTileRows, R - row), cols = std::min(tile_cols, N - col);
     const Matrix<float> y{op.y.row(row) + col, rows, cols, op.y.stride};
     for (std::int64_t r = 0; r < rows; ++r) {
       if (op.bias.empty())

@@ -1,4 +1,4 @@
-// The end of a residual branch. Dropout draws kChunk words at a time into the first-level cache.
+// The end of a residual branch. Dropout draws a few kilobytes of words at a time, beside the data.
 // Bound: memory without dropout (12 bytes an element), else the ten rounds of Philox.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/residual/residual_cpu.cc"
@@ -18,9 +18,7 @@ namespace longstride::ops::HWY_NAMESPACE {
 
 namespace {
 
-constexpr std::int64_t kChunk = 256;     // elements
-constexpr std::int64_t kWords = 4 * 72;  // of kChunk elements and a ragged draw at either end,
-                                         // rounded up to whole vectors of 8 draws
+constexpr std::int64_t kChunk = 1024;  // words, whole vectors of draws on every instruction set
 
 // words[4 j + w] = word w of the draw `first + j`, at least `count` draws.
 #if HWY_TARGET == HWY_SCALAR
@@ -44,24 +42,37 @@ void draw(const Dropout& dropout, std::uint64_t first, std::int64_t count, std::
   const auto times = [&](auto a, std::uint32_t b) {
     return hn::MulEven(hn::BitCast(half, a), hn::Set(half, b));
   };
-  for (std::int64_t j = 0; j < count; j += static_cast<std::int64_t>(hn::Lanes(d))) {
-    const auto index = hn::Iota(d, first + static_cast<std::uint64_t>(j));
-    auto c0 = index, c1 = hn::Xor(hn::ShiftRight<32>(index), step_high);
-    auto c2 = hn::Set(d, dropout.step), c3 = user;
+  // Vectors side by side, to hide the latency of a round.
+  constexpr int kSide = 4;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t j = 0; j < count; j += kSide * lanes) {
+    hn::Vec<decltype(d)> c0[kSide], c1[kSide], c2[kSide], c3[kSide];
+    for (int s = 0; s < kSide; ++s) {
+      c0[s] = hn::Iota(d, first + static_cast<std::uint64_t>(j + s * lanes));
+      c1[s] = hn::Xor(hn::ShiftRight<32>(c0[s]), step_high);
+      c2[s] = hn::Set(d, dropout.step);
+      c3[s] = user;
+    }
     auto k0 = static_cast<std::uint32_t>(dropout.seed);
     auto k1 = static_cast<std::uint32_t>(dropout.seed >> 32);
     for (int round = 0; round < 10; ++round) {
-      const auto p0 = times(c0, 0xD2511F53u), p1 = times(c2, 0xCD9E8D57u);
-      c0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p1), c1), hn::Set(d, k0));
-      c2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p0), c3), hn::Set(d, k1));
-      c1 = p1;
-      c3 = p0;
+      const auto key0 = hn::Set(d, k0), key1 = hn::Set(d, k1);
+      for (int s = 0; s < kSide; ++s) {
+        const auto p0 = times(c0[s], 0xD2511F53u), p1 = times(c2[s], 0xCD9E8D57u);
+        c0[s] = hn::Xor(hn::ShiftRight<32>(p1), hn::Xor(c1[s], key0));
+        c2[s] = hn::Xor(hn::ShiftRight<32>(p0), hn::Xor(c3[s], key1));
+        c1[s] = p1;
+        c3[s] = p0;
+      }
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    const auto w01 = hn::Or(hn::And(c0, low), hn::ShiftLeft<32>(c1));
-    const auto w23 = hn::Or(hn::And(c2, low), hn::ShiftLeft<32>(c3));
-    hn::StoreInterleaved2(w01, w23, d, reinterpret_cast<std::uint64_t*>(words + 4 * j));
+    for (int s = 0; s < kSide; ++s) {
+      const auto w01 = hn::Or(hn::And(c0[s], low), hn::ShiftLeft<32>(c1[s]));
+      const auto w23 = hn::Or(hn::And(c2[s], low), hn::ShiftLeft<32>(c3[s]));
+      hn::StoreInterleaved2(w01, w23, d,
+                            reinterpret_cast<std::uint64_t*>(words + 4 * (j + s * lanes)));
+    }
   }
 }
 #endif
@@ -81,9 +92,11 @@ void dropout_range(const Dropout& dropout, std::int64_t index, const float* h, c
   const hn::RebindToUnsigned<Floats> du;
   const FloatVec scale = hn::Set(d, static_cast<float>(1 / (1 - dropout.p)));
   const auto threshold = hn::Set(du, ref::dropout_threshold(dropout.p));
-  HWY_ALIGN std::uint32_t words[kWords];
-  for (std::int64_t at = 0; at < n; at += kChunk) {
-    const std::int64_t size = std::min(kChunk, n - at), skip = (index + at) % 4;
+  // The last partial vector may read behind the words that are drawn, but does not use that.
+  HWY_ALIGN std::uint32_t words[static_cast<std::size_t>(kChunk) + hn::MaxLanes(d)];
+  for (std::int64_t at = 0, size = 0; at < n; at += size) {
+    const std::int64_t skip = (index + at) % 4;
+    size = std::min(kChunk - skip, n - at);
     draw(dropout, static_cast<std::uint64_t>((index + at) / 4), (skip + size + 3) / 4, words);
     for_vectors(size, [&](std::int64_t i, auto lanes) {
       const auto drop = hn::Lt(hn::LoadU(du, words + skip + i), threshold);
