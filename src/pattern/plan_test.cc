@@ -226,6 +226,21 @@ TEST(Plan, CutsShortenTheIntervals) {
   EXPECT_EQ(after.reach(0, 6).begin, 5);
 }
 
+// Nobody reads the summary of the last row, or the last row as a previous one.
+TEST(Plan, CacheKeepsNothingInVain) {
+  for (const std::int64_t length : {17, 20, 24}) {
+    const PartPlan summary({{Summary{8, 2, 0}}, 1}, 0, length);
+    EXPECT_EQ(summary.keys(0), 4);
+    EXPECT_EQ(summary.cache_slots(), 4);
+    EXPECT_EQ(summary.cache_slot(7), 1);
+    EXPECT_EQ(summary.cache_slot(8), -1);
+    EXPECT_EQ(PartPlan({{PreviousRow{8}}, 1}, 0, length).cache_slot(16), -1);
+  }
+  EXPECT_EQ(PartPlan({{PreviousRow{8}}, 1}, 0, 8).cache_slots(), 0);
+  EXPECT_EQ(PartPlan({{Local{100}}, 1}, 0, 8).cache_slots(), 8);
+  EXPECT_EQ(PartPlan({{Dense{}, Local{3}}, 1}, 1, 8).cache_slots(), 0);
+}
+
 TEST(Plan, EqualHeadsShareAKind) {
   const AttentionPlan plan(parse_pattern("fixed(8, 2)").heads(8), 64);
   EXPECT_EQ(plan.kinds.size(), 4u);
