@@ -9,7 +9,7 @@
 // two passes with seven products; batch x heads tasks are enough for the cores of a CPU.
 //
 // work   2 (3 d_qk + 2 d_v) flops a pair      bound  compute, as forward
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 
 #include "base/threads.h"
@@ -139,9 +139,9 @@ HWY_INLINE void pack(const Heads<const float>& x, const BackwardTask& task, cons
   for (int r = 0; r < tile.rows; ++r) {
     const float* from =
         x.at(task.part.batch, tile.query[static_cast<std::size_t>(r)], task.part.head);
-    for (std::int64_t c = 0; c < x.width; ++c) rows[r * x.width + c] = from[c];
+    std::copy_n(from, x.width, rows + r * x.width);
   }
-  for (std::int64_t i = 0; tile.rows < kTile && i < x.width * kTile; ++i) columns[i] = 0;
+  if (tile.rows < kTile) std::fill_n(columns, x.width * kTile, 0.0f);
   transpose([&](int r) { return rows + r * x.width; }, tile.rows, x.width, columns, kTile);
 }
 
@@ -162,7 +162,7 @@ void begin_tile(const BackwardTask& task, std::int64_t lane, std::int64_t step, 
                         hn::Load(d, out_t + c * kTile + n * kLanes), mean);
     hn::Store(mean, d, state.mean + n * kLanes);
   }
-  for (std::int64_t i = 0; i < op.q.width * kTile; ++i) state.dqt[i] = 0;
+  std::fill_n(state.dqt, op.q.width * kTile, 0.0f);
   for (int r = 0; r < kTile; ++r)
     state.lse[r] = r < rows ? op.lse[(task.part.batch * op.q.heads + task.part.head) * op.q.length +
                                      state.tile.query[static_cast<std::size_t>(r)]]

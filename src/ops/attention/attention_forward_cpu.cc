@@ -8,7 +8,7 @@
 //
 // work   2 (d_qk + d_v) flops a pair, plus the unkept pairs of tiles at the edge of an interval
 // bound  compute for dense, local and row lanes; columns of few steps: fetching strided rows
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 
 #include "base/threads.h"
@@ -91,13 +91,13 @@ void begin_tile(const ForwardTask& task, std::int64_t lane, std::int64_t step, i
                 ForwardTile& state) {
   const auto& q = task.op->q;
   state.tile = make_tile(*task.part.part, lane, step, rows);
-  for (std::int64_t i = 0; rows < kTile && i < q.width * kTile; ++i) state.qt[i] = 0;
+  if (rows < kTile) std::fill_n(state.qt, q.width * kTile, 0.0f);
   transpose(
       [&](int r) {
         return q.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r)], task.part.head);
       },
       rows, q.width, state.qt, kTile);
-  for (std::int64_t i = 0; i < task.op->v.width * kTile; ++i) state.ot[i] = 0;
+  std::fill_n(state.ot, task.op->v.width * kTile, 0.0f);
   for (int r = 0; r < kTile; ++r) state.max[r] = kNoKeys<float>, state.sum[r] = 0;
 }
 

@@ -12,6 +12,8 @@ using test::Problem;
 using test::Result;
 using test::Shape;
 
+using AttentionTest = test::OneThread;
+
 // Passes where the error is that of the plain formula, or the rounding of float32 as a whole.
 void expect_close(const char* what, const std::vector<float>& got, const std::vector<float>& plain,
                   const std::vector<double>& truth) {
@@ -44,12 +46,12 @@ void expect_formula(const AttentionPlan& plan, const Shape& shape, std::uint64_t
   }
 }
 
-TEST(Attention, MatchesTheFormulaForEachPart) {
+TEST_F(AttentionTest, MatchesTheFormulaForEachPart) {
   for (const std::string& spec : test::typical_specs())
     expect_formula(test::plan_of(spec, 2, 133), {2, 133, 2, 20, 12}, 1);
 }
 
-TEST(Attention, MatchesTheFormulaForAnyShape) {
+TEST_F(AttentionTest, MatchesTheFormulaForAnyShape) {
   std::uint64_t seed = 1;
   for (const std::int64_t length : {1, 2, 15, 16, 17, 63, 64, 65, 200})
     for (const std::int64_t width : {1, 3, 8, 17, 64, 71}) {
@@ -58,7 +60,7 @@ TEST(Attention, MatchesTheFormulaForAnyShape) {
     }
 }
 
-TEST(Attention, MatchesTheFormulaForRandomUnions) {
+TEST_F(AttentionTest, MatchesTheFormulaForRandomUnions) {
   test::Dice dice(5);
   for (std::uint64_t seed = 0; seed < 300; ++seed) {
     const std::int64_t length = dice.in(1, 170), heads = dice.in(1, 3);
@@ -69,7 +71,7 @@ TEST(Attention, MatchesTheFormulaForRandomUnions) {
   }
 }
 
-TEST(Attention, MatchesTheFormulaOnEachInstructionSet) {
+TEST_F(AttentionTest, MatchesTheFormulaOnEachInstructionSet) {
   test::for_each_target([] {
     test::Dice dice(6);
     for (std::uint64_t seed = 0; seed < 12; ++seed) {
@@ -80,15 +82,14 @@ TEST(Attention, MatchesTheFormulaOnEachInstructionSet) {
 }
 
 // Long lanes: many chunks, several groups of tiles.
-TEST(Attention, MatchesTheFormulaOverManyChunks) {
+TEST_F(AttentionTest, MatchesTheFormulaOverManyChunks) {
   for (const std::string spec :
        {"dense", "local(300)", "column(2)", "row(500)", "summary(10, 7, 0)", "previous_row(250)",
         "global(200)", "random(9, 1)"})
     expect_formula(test::plan_of(spec, 1, 700), {1, 700, 1, 16, 16}, 3, 3);
 }
 
-TEST(Attention, GradientsAreThoseOfTheLoss) {
-  set_threads(1);
+TEST_F(AttentionTest, GradientsAreThoseOfTheLoss) {
   for (const std::string& spec : test::typical_specs()) {
     SCOPED_TRACE(spec);
     const Shape shape{1, 33, 2, 2, 2};
@@ -111,7 +112,6 @@ TEST(Attention, GradientsAreThoseOfTheLoss) {
       EXPECT_LE(test::relative_l2(*gradient, numeric), 1e-8);
     }
   }
-  set_threads(0);
 }
 
 // What row i may not see is poisoned: the row keeps its bits. So does the gradient of a key when
@@ -147,7 +147,7 @@ void expect_isolated_rows(const AttentionPlan& plan, std::uint64_t seed) {
   }
 }
 
-TEST(Attention, PoisonStaysWhereItIsNotSeen) {
+TEST_F(AttentionTest, PoisonStaysWhereItIsNotSeen) {
   for (const std::string& spec : test::typical_specs()) {
     SCOPED_TRACE(spec);
     const AttentionPlan plan({test::head_of(spec)}, 95);
@@ -162,7 +162,7 @@ TEST(Attention, PoisonStaysWhereItIsNotSeen) {
   }
 }
 
-TEST(Attention, NaNOfASeenKeyIsNotHidden) {
+TEST_F(AttentionTest, NaNOfASeenKeyIsNotHidden) {
   const AttentionPlan plan = test::plan_of("strided(8)", 1, 60);
   Problem<float> problem(plan, {1, 60, 1, 8, 8}, 1);
   problem.k.heads.at(0, 20, 0)[3] = std::numeric_limits<float>::quiet_NaN();
@@ -172,7 +172,7 @@ TEST(Attention, NaNOfASeenKeyIsNotHidden) {
         << i;
 }
 
-TEST(Attention, RowsWithoutKeysAreZero) {
+TEST_F(AttentionTest, RowsWithoutKeysAreZero) {
   for (const char* spec : {"summary(10, 3, 0)", "previous_row(10)"}) {
     const AttentionPlan plan = test::plan_of(spec, 1, 25);
     const Result<float> got = Problem<float>(plan, {1, 25, 1, 8, 8}, 1).run();
@@ -190,7 +190,7 @@ TEST(Attention, RowsWithoutKeysAreZero) {
 
 // A pass over the first positions only gives the bits of the longer pass: nothing of a row depends
 // on what comes later, on the length of the plan or on where its tile ends.
-TEST(Attention, ShorterPassesHaveTheBitsOfLongerOnes) {
+TEST_F(AttentionTest, ShorterPassesHaveTheBitsOfLongerOnes) {
   for (const std::string& spec : test::typical_specs()) {
     SCOPED_TRACE(spec);
     const HeadPattern head = test::head_of(spec);
@@ -219,7 +219,7 @@ TEST(Attention, ShorterPassesHaveTheBitsOfLongerOnes) {
   }
 }
 
-TEST(Attention, BitsDoNotDependOnThreads) {
+TEST_F(AttentionTest, BitsDoNotDependOnThreads) {
   test::Dice dice(9);
   std::vector<HeadPattern> heads = parse_pattern("strided(16), fixed(16, 4), dense").heads(3);
   for (int n = 0; n < 3; ++n) heads.push_back(test::random_head(dice));
@@ -228,7 +228,7 @@ TEST(Attention, BitsDoNotDependOnThreads) {
   test::expect_same_for_any_threads([&] { return problem.run().all(); });
 }
 
-TEST(Attention, LargeScoresStayFinite) {
+TEST_F(AttentionTest, LargeScoresStayFinite) {
   const AttentionPlan plan = test::plan_of("strided(8), dense", 2, 100);
   for (const double sharpness : {1e3, 1e4}) {
     const Result<float> got = Problem<float>(plan, {1, 100, 2, 16, 16}, 1, sharpness).run();
@@ -238,13 +238,13 @@ TEST(Attention, LargeScoresStayFinite) {
   }
 }
 
-TEST(Attention, EmptyIsFine) {
+TEST_F(AttentionTest, EmptyIsFine) {
   const AttentionPlan plan = test::plan_of("dense", 1, 4);
   EXPECT_TRUE(Problem<float>(plan, {0, 4, 1, 8, 8}, 1).run().all().empty());
   EXPECT_TRUE(Problem<float>(plan, {1, 0, 1, 8, 8}, 1).run().all().empty());
 }
 
-TEST(Attention, BadArgumentsAreNamed) {
+TEST_F(AttentionTest, BadArgumentsAreNamed) {
   const AttentionPlan plan = test::plan_of("dense", 2, 10);
   const Shape shape{1, 8, 2, 4, 4};
   Problem<float> p(plan, shape, 1);

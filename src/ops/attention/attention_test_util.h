@@ -13,6 +13,13 @@
 
 namespace longstride::test {
 
+// Small problems run on one thread: starting a team for each takes longer than they do.
+class OneThread : public testing::Test {
+ protected:
+  void SetUp() override { set_threads(1); }
+  void TearDown() override { set_threads(0); }
+};
+
 struct Shape {
   std::int64_t batch = 1, length = 1, heads = 1, qk_width = 8, v_width = 8;
 };

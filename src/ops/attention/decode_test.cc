@@ -11,6 +11,8 @@ namespace {
 using test::Problem;
 using test::Shape;
 
+using DecodeTest = test::OneThread;
+
 // Decodes every position out of a growing cache and wants the bits of one pass over all.
 template <class T>
 void expect_bits_of_attention(const AttentionPlan& plan, const Shape& shape, std::uint64_t seed) {
@@ -29,7 +31,7 @@ void expect_bits_of_attention(const AttentionPlan& plan, const Shape& shape, std
   }
 }
 
-TEST(Decode, HasTheBitsOfAttentionForEachPart) {
+TEST_F(DecodeTest, HasTheBitsOfAttentionForEachPart) {
   std::int64_t width = 8;
   for (const std::string& spec : test::typical_specs()) {
     const AttentionPlan plan = test::plan_of(spec, 2, 161);
@@ -39,7 +41,7 @@ TEST(Decode, HasTheBitsOfAttentionForEachPart) {
   }
 }
 
-TEST(Decode, HasTheBitsOfAttentionForRandomUnions) {
+TEST_F(DecodeTest, HasTheBitsOfAttentionForRandomUnions) {
   test::Dice dice(11);
   for (std::uint64_t seed = 0; seed < 200; ++seed) {
     const std::int64_t length = dice.in(1, 170), heads = dice.in(1, 3);
@@ -52,7 +54,7 @@ TEST(Decode, HasTheBitsOfAttentionForRandomUnions) {
   }
 }
 
-TEST(Decode, HasTheBitsOfAttentionOnEachInstructionSet) {
+TEST_F(DecodeTest, HasTheBitsOfAttentionOnEachInstructionSet) {
   test::for_each_target([] {
     test::Dice dice(12);
     for (std::uint64_t seed = 0; seed < 8; ++seed) {
@@ -63,16 +65,15 @@ TEST(Decode, HasTheBitsOfAttentionOnEachInstructionSet) {
 }
 
 // Long rows are decoded on several threads.
-TEST(Decode, HasTheBitsOfAttentionOnThreads) {
+TEST_F(DecodeTest, HasTheBitsOfAttentionOnThreads) {
   const AttentionPlan plan = test::plan_of("dense, local(700), column(2), row(900)", 4, 1100);
   for (const int threads : {1, 2, 4}) {
     set_threads(threads);
     expect_bits_of_attention<float>(plan, {1, 1100, 4, 80, 80}, 3);
   }
-  set_threads(0);
 }
 
-TEST(Decode, CacheHoldsWhatThePatternReadsAgain) {
+TEST_F(DecodeTest, CacheHoldsWhatThePatternReadsAgain) {
   const AttentionPlan plan =
       test::plan_of("local(16), column(16), row(16), summary(16, 4, 0)", 4, 256);
   const KvCache<float> cache(plan, 4, 8, 4);
@@ -82,7 +83,7 @@ TEST(Decode, CacheHoldsWhatThePatternReadsAgain) {
   EXPECT_LT(slots, 2 * 256);
 }
 
-TEST(Decode, BadArgumentsAreNamed) {
+TEST_F(DecodeTest, BadArgumentsAreNamed) {
   const AttentionPlan plan = test::plan_of("dense", 2, 10);
   KvCache<float> cache(plan, 2, 4, 4);
   const std::vector<float> x(8);

@@ -33,6 +33,8 @@ constexpr int kVectors = kTile / kLanes;  // vectors of a tile row
 // Independent accumulators: 12 hide the latency of MulAdd on two ports and leave registers (of 16)
 // for the operands.
 constexpr int kBlock = kVectors < 12 ? 12 / kVectors : 1;
+// Masks take registers as well.
+constexpr int kMaskedBlock = kVectors < 8 ? 8 / kVectors : 1;
 
 // e^x for x <= 0 or little above: e^0 = 1 exactly, 0 below -87, NaN stays NaN. About 1 ulp.
 template <class D, class V = hn::Vec<D>>
@@ -146,7 +148,7 @@ HWY_NOINLINE HWY_MAYBE_UNUSED void add_values(const float* const* v, const Mask&
   for (int r = 0; r < mask.runs; ++r) {
     const Run run = mask.run[static_cast<std::size_t>(r)];
     if (run.masked)
-      add_run<kBlock, true>(v, run, mask, 0, width, p, ot);
+      add_run<kMaskedBlock, true>(v, run, mask, 0, width, p, ot);
     else
       add_run<kBlock, false>(v, run, mask, 0, width, p, ot);
   }
