@@ -11,10 +11,10 @@ namespace longstride::cli {
 
 namespace {
 
-constexpr const char* kFooter = R"(Examples:
+constexpr const char* kFooter = R"text(Examples:
   longstride completion bash > ~/.local/share/bash-completion/completions/longstride
   longstride completion zsh > "${fpath[1]}/_longstride"
-  longstride completion fish > ~/.config/fish/completions/longstride.fish)";
+  longstride completion fish > ~/.config/fish/completions/longstride.fish)text";
 
 // One node of the tree of sub-commands: "longstride inspect pattern".
 struct Node {
@@ -56,7 +56,7 @@ std::string bash_script(const std::vector<Node>& nodes) {
     cases += fmt::format("    '{}') plain='{}' options='{}' ;;\n", node.path, fmt::join(plain, " "),
                          fmt::join(node.options, " "));
   }
-  return fmt::format(R"(_longstride() {{
+  return fmt::format(R"text(_longstride() {{
   local current=${{COMP_WORDS[COMP_CWORD]}} path=longstride plain options i
   for ((i = 1; i < COMP_CWORD; ++i)); do
     case "$path ${{COMP_WORDS[i]}}" in
@@ -72,7 +72,7 @@ std::string bash_script(const std::vector<Node>& nodes) {
   fi
 }}
 complete -o filenames -F _longstride longstride
-)",
+)text",
                      paths, cases);
 }
 

@@ -12,14 +12,14 @@ namespace longstride::cli {
 namespace {
 
 constexpr const char* kFooter =
-    R"(Of a run the best checkpoint is taken, else the newest. Windows start every (context - M) bytes; each
+    R"text(Of a run the best checkpoint is taken, else the newest. Windows start every (context - M) bytes; each
 but the first scores what lies behind its first M bytes, so a larger M costs more and gives less.
 --per-symbol writes one float64 (little endian) a byte, in order; their mean is the figure shown.
 
 Examples:
   longstride eval runs/first --data book.txt
   longstride eval runs/first --data book.txt --split valid --min-context 128 --json
-  longstride eval runs/first/checkpoints/step-00000300 --data book.txt --per-symbol bits.f64)";
+  longstride eval runs/first/checkpoints/step-00000300 --data book.txt --per-symbol bits.f64)text";
 
 void report(const EvalResult& r, const EvalOptions& options, bool json) {
   if (json) {

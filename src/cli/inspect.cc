@@ -15,17 +15,18 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kPatternFooter = R"(Parts: dense local(w) column(l) row(l) summary(l, c[, g]) previous_row(l) global(g)
+constexpr const char* kPatternFooter =
+    R"text(Parts: dense local(w) column(l) row(l) summary(l, c[, g]) previous_row(l) global(g)
 random(r, seed[, b]) blocks(file); + is one softmax over a union, "," and n* give heads.
 Aliases: strided(l) = local(l) + column(l), fixed(l, c) = row(l) + summary(l, c).
 
 Examples:
   longstride inspect pattern "fixed(128, 32)" --length 12288
-  longstride inspect pattern "2*local(64), column(64)" --length 4096 --png heads.png --json)";
+  longstride inspect pattern "2*local(64), column(64)" --length 4096 --png heads.png --json)text";
 
-constexpr const char* kPresetFooter = R"(Examples:
+constexpr const char* kPresetFooter = R"text(Examples:
   longstride inspect preset enwik8-95m --json
-  longstride inspect preset small-text > my.toml)";
+  longstride inspect preset small-text > my.toml)text";
 
 constexpr std::int64_t kPictureCells = 48;
 

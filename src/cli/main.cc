@@ -17,7 +17,7 @@ constexpr int kUsage = 2;
 constexpr int kMaxThreads = 1024;
 
 constexpr const char* kMainFooter =
-    R"(A first session:
+    R"text(A first session:
   longstride train tiny-text --data book.txt --run runs/first
   longstride eval runs/first --data book.txt
   longstride sample runs/first --prompt "Once " --length 200
@@ -29,7 +29,7 @@ Exit codes:
   1  fault of ours    4  training stopped by numbers       the same command resumes
   2  usage or input   5  device or driver
 
-Environment: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, NO_COLOR.)";
+Environment: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, NO_COLOR.)text";
 
 void add_globals(Program& program, CLI::App& app) {
   app.add_option("--threads", program.globals.threads,

@@ -12,12 +12,12 @@ namespace longstride::cli {
 namespace {
 
 constexpr const char* kFooter =
-    R"(Folders are walked in order of name. The output gets a sidecar FILE.json with splits and hash; when it
+    R"text(Folders are walked in order of name. The output gets a sidecar FILE.json with splits and hash; when it
 is there already, made from the same sources, nothing is done.
 
 Examples:
   longstride prepare book.txt -o book.bin
-  longstride prepare texts/ more.txt -o all.bin --json)";
+  longstride prepare texts/ more.txt -o all.bin --json)text";
 
 int prepare_command(PrepareOptions options, const Globals& globals) {
   PrepareResult r;

@@ -16,7 +16,7 @@ namespace longstride::cli {
 namespace {
 
 constexpr const char* kFooter =
-    R"(Without --out the bytes generated go to stdout as they come, without the prompt, sample after sample
+    R"text(Without --out the bytes generated go to stdout as they come, without the prompt, sample after sample
 (each has exactly --length bytes). With --out FILE the prompt and its continuation are written there
 as raw bytes; with --count above 1 to FILE.0, FILE.1, ... The same weights, prompt, seed and cuts
 give the same bytes, with --no-cache too.
@@ -24,7 +24,7 @@ give the same bytes, with --no-cache too.
 Examples:
   longstride sample runs/first --prompt "Once upon" --length 500
   longstride sample runs/first --prompt-file start.txt --temperature 0.8 --top-p 0.95 --seed 7
-  longstride sample runs/first --length 65536 --count 4 --out sample.bin)";
+  longstride sample runs/first --length 65536 --count 4 --out sample.bin)text";
 
 struct Arguments {
   SampleOptions options;

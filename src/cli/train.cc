@@ -15,7 +15,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kFooter = R"(Settings are keys of the TOML file, the later winning; an unknown key names the nearest known one.
+constexpr const char* kFooter =
+    R"text(Settings are keys of the TOML file, the later winning; an unknown key names the nearest known one.
 A run folder that holds checkpoints is resumed, to the same bits as a run that never stopped.
 SIGINT and SIGTERM save and end with code 75; the same command then resumes. With --json one JSON
 line an event: plan, resume, step, validation, checkpoint, warning, end.
@@ -24,7 +25,7 @@ Examples:
   longstride train tiny-text --data book.txt --run runs/first
   longstride train small-text model.layers=6 train.lr=1e-3 --data book.txt --run runs/six
   longstride train my.toml model.attention='["local(32)", "column(32)"]' --data d.bin --run runs/b
-  longstride train enwik8-95m --data enwik8 --run runs/e --dry-run)";
+  longstride train enwik8-95m --data enwik8 --run runs/e --dry-run)text";
 
 struct Arguments {
   std::string config;
