@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "longstride/error.h"
 #include "model/training_pass.h"
 #include "train/training_fixture.h"
 

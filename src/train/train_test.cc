@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "files/checkpoint.h"
 #include "files/files.h"
+#include "longstride/error.h"
 #include "model/model_files.h"
 #include "train/run_lock.h"
 #include "train/training_fixture.h"

@@ -2,21 +2,17 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "base/rng.h"
 #include "files/checkpoint.h"
 #include "longstride/config.h"
-#include "longstride/error.h"
 #include "longstride/train.h"
 #include "model/parameters.h"
+#include "temporary_folder.h"
 
 namespace longstride::test {
 
@@ -52,16 +48,9 @@ inline std::vector<std::uint8_t> some_data(std::int64_t size) {
 class TrainingFixture : public testing::Test {
  protected:
   TrainingFixture() {
-    folder_ = std::filesystem::temp_directory_path() /
-              text("longstride_train_test_", ::getpid(), "_",
-                   testing::UnitTest::GetInstance()->current_test_info()->name());
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
     const auto bytes = some_data(4000);
-    std::ofstream(data(), std::ios::binary)
-        .write(reinterpret_cast<const char*>(bytes.data()), std::ssize(bytes));
+    put(data(), {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   }
-  ~TrainingFixture() override { std::filesystem::remove_all(folder_); }
 
   std::filesystem::path data() const { return folder_ / "data"; }
   std::filesystem::path run(const std::string& name) const { return folder_ / name; }
@@ -93,7 +82,7 @@ class TrainingFixture : public testing::Test {
     return all;
   }
 
-  std::filesystem::path folder_;
+  TemporaryFolder folder_;
 };
 
 }  // namespace longstride::test

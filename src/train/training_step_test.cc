@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/threads.h"
+#include "longstride/error.h"
 #include "train/training_fixture.h"
 
 namespace longstride {
