@@ -109,7 +109,7 @@ TEST(Config, OverridesAreTomlValuesOrBareStringsAndTheLaterWins) {
   EXPECT_EQ(config.train.recompute, "on");
 
   const Config list =
-      parse_config("", "file.toml", {R"(model.attention=["local(8)", "column(8)"])"});
+      parse_config("", "file.toml", {R"x(model.attention=["local(8)", "column(8)"])x"});
   EXPECT_EQ(list.model.attention, (std::vector<std::string>{"local(8)", "column(8)"}));
 }
 
