@@ -100,9 +100,8 @@ Sources measure(std::vector<fs::path> files) {
 
 // Calls use(data, bytes) for the content of all sources, in order, in pieces.
 template <class Use>
-void read_sources(const PrepareOptions& options, const Sources& sources, Use&& use) {
+void read_sources(const Sources& sources, Use&& use) {
   constexpr std::int64_t kPiece = std::int64_t{1} << 22;
-  std::int64_t done = 0;
   for (std::size_t i = 0; i < sources.files.size(); ++i) {
     const MappedFile file(sources.files[i]);
     if (file.size() != sources.records[i].bytes)
@@ -112,8 +111,6 @@ void read_sources(const PrepareOptions& options, const Sources& sources, Use&& u
     for (std::int64_t at = 0; at < file.size(); at += kPiece) {
       const std::int64_t bytes = std::min(kPiece, file.size() - at);
       use(file.data() + at, static_cast<std::size_t>(bytes));
-      done += bytes;
-      if (options.on_progress) options.on_progress(done, sources.total);
     }
   }
 }
@@ -163,7 +160,7 @@ std::optional<Sidecar> unchanged_output(const PrepareOptions& options, const Sou
   if (there->sources != sources.records) throw refuse("was made from other sources");
   if (hash_file(options.out) != there->hash) throw refuse("is not what its sidecar says");
   Hasher hasher;
-  read_sources(options, sources,
+  read_sources(sources,
                [&](const std::uint8_t* data, std::size_t bytes) { hasher.add(data, bytes); });
   if (hasher.hex() != there->hash) throw refuse("its sources have changed since");
   return there;
@@ -177,9 +174,11 @@ Sidecar write_output(const PrepareOptions& options, const Sources& sources) {
   try {
     FileWriter out(temporary);
     Hasher hasher;
-    read_sources(options, sources, [&](const std::uint8_t* data, std::size_t bytes) {
+    if (options.on_progress) options.on_progress(0, sources.total);
+    read_sources(sources, [&](const std::uint8_t* data, std::size_t bytes) {
       hasher.add(data, bytes);
       out.write(data, bytes);
+      if (options.on_progress) options.on_progress(out.size(), sources.total);
     });
     out.finish();
     sidecar = {.kind = kind_of(temporary),
@@ -205,7 +204,6 @@ PrepareResult prepare(const PrepareOptions& options) {
     throw invalid_argument("prepare: the output '", shown(options.out), "' names no file");
   const Sources sources = measure(list_sources(options));
   if (sources.total == 0) throw invalid_argument("prepare: the sources hold no bytes");
-  if (options.on_progress) options.on_progress(0, sources.total);
   if (const auto there = unchanged_output(options, sources)) return result_of(*there, true);
 
   const fs::path folder = options.out.has_parent_path() ? options.out.parent_path() : ".";
