@@ -99,7 +99,7 @@ class Prepare(unittest.TestCase):
                 if kind == "kill":
                     self.assertEqual(done.returncode, -signal.SIGKILL)
                 else:
-                    self.refused(done, 3, "out", "errno")
+                    self.refused(done, 3, "cannot", "errno")
                 again = self.prepare()
                 self.assertEqual(again.returncode, 0, again.stderr)
                 self.assertEqual((self.work / "out/data").read_bytes(), self.want)
