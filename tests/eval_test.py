@@ -97,12 +97,6 @@ class EvalTest(unittest.TestCase):
             _, some = self.evaluate("--max-symbols", count)
             self.assertEqual(some, whole[:count])
 
-    def test_more_context_never_reaches_back_less(self):
-        """With M bytes before it, a symbol behind the first window is better predicted."""
-        mean = [self.evaluate("--split", "train", "--min-context", m)[0]["bits_per_symbol"]
-                for m in (0, 32)]
-        self.assertLess(mean[1], mean[0])
-
     def test_nothing_of_the_run_changes(self):
         def content():
             return {p: p.read_bytes() for p in self.run_folder.rglob("*") if p.is_file()}
