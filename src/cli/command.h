@@ -6,6 +6,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <functional>
 #include <string>
 
@@ -33,6 +34,9 @@ template <class Action>
 void set_action(Program& program, CLI::App* command, Action action) {
   command->callback([&program, action = std::move(action)] { program.action = action; });
 }
+
+// Refuses what is not a whole number of low or more (and below 2^63), the empty word included.
+CLI::Validator at_least(std::int64_t low);
 
 void add_train(Program& program);
 void add_eval(Program& program);

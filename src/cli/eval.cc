@@ -45,8 +45,9 @@ int eval_command(EvalOptions options, const Globals& globals) {
   {
     Progress progress(globals.quiet);
     options.on_progress = [&](std::int64_t done, std::int64_t of) {
-      progress.state(fmt::format("scored {} of {} bytes", with_commas(done), with_commas(of)),
-                     done == of);
+      if (done > 0)
+        progress.state(fmt::format("scored {} of {} bytes", with_commas(done), with_commas(of)),
+                       done == of);
     };
     result = evaluate(options);
   }
@@ -71,8 +72,10 @@ void add_eval(Program& program) {
       ->type_name("train|valid|test|all");
   command
       ->add_option("--min-context", o->min_context, "bytes before each scored byte, at least (0)")
+      ->check(at_least(0))
       ->type_name("M");
   command->add_option("--max-symbols", o->max_symbols, "score only the first ones; 0: all")
+      ->check(at_least(0))
       ->type_name("K");
   command->add_option("--per-symbol", o->per_symbol, "file for the bits of each byte")
       ->type_name("FILE");

@@ -127,12 +127,16 @@ void add_pattern(Program& program, CLI::App& inspect) {
   command->add_option("SPEC", a->options.spec, "the pattern")->required()->type_name("");
   command->add_option("--length", a->options.length, "positions of the sequence")
       ->required()
+      ->check(at_least(1))
       ->type_name("N");
   command->add_option("--block", a->options.block, "side of the blocks counted (32)")
+      ->check(at_least(1))
       ->type_name("B");
   command->add_option("--heads", a->options.heads, "heads; 0: as many as the pattern names")
+      ->check(at_least(0))
       ->type_name("H");
   command->add_option("--head-width", a->options.head_width, "for flops and bytes (64)")
+      ->check(at_least(1))
       ->type_name("D");
   command->add_option("--png", a->png, "write the picture to this file")->type_name("FILE");
   set_action(program, command, [a, &globals = program.globals] {

@@ -1,4 +1,5 @@
 // The command line: reads it, runs one sub-command, turns every failure into one line and a code.
+#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -34,7 +35,8 @@ Environment: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, NO_COLOR.)text";
 void add_globals(Program& program, CLI::App& app) {
   app.add_option("--threads", program.globals.threads,
                  "threads; 0: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, else all cores")
-      ->check(CLI::Range(0, kMaxThreads))
+      ->check(at_least(0))
+      ->check(CLI::Range(0, kMaxThreads).description(""))
       ->type_name("N");
   app.add_flag("--quiet,-q", program.globals.quiet, "no progress on stderr");
   app.add_flag("--json", program.globals.json, "the result as JSON on stdout");
@@ -87,6 +89,18 @@ int guarded(Program& program, int argc, char** argv) {
 }
 
 }  // namespace
+
+CLI::Validator at_least(std::int64_t low) {
+  return CLI::Validator(
+      [low](std::string& word) {
+        std::int64_t value = 0;
+        const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+        const bool whole = error == std::errc() && end == word.data() + word.size();
+        if (whole && value >= low) return std::string();
+        return text("'", word, "' is not a whole number of ", low, " or more");
+      },
+      "");
+}
 
 CLI::App* add_command(Program& program, CLI::App& parent, const std::string& name,
                       const std::string& description, const std::string& footer) {

@@ -24,7 +24,8 @@ int prepare_command(PrepareOptions options, const Globals& globals) {
   {
     Progress progress(globals.quiet);
     options.on_progress = [&](std::int64_t done, std::int64_t of) {
-      progress.state(fmt::format("read {} of {}", as_bytes(done), as_bytes(of)), done == of);
+      if (done > 0)
+        progress.state(fmt::format("read {} of {}", as_bytes(done), as_bytes(of)), done == of);
     };
     r = prepare(options);
   }

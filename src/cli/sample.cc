@@ -104,12 +104,16 @@ void add_sample(Program& program) {
   command->add_option("--prompt-file", a->prompt_file, "file of bytes to go on from")
       ->type_name("FILE")
       ->excludes(prompt);
-  command->add_option("--length", o.length, "bytes to generate (256)")->type_name("L");
-  command->add_option("--count", o.count, "samples (1)")->type_name("K");
-  command->add_option("--seed", o.seed, "seed (1)")->type_name("S");
+  command->add_option("--length", o.length, "bytes to generate (256)")
+      ->check(at_least(0))
+      ->type_name("L");
+  command->add_option("--count", o.count, "samples (1)")->check(at_least(1))->type_name("K");
+  command->add_option("--seed", o.seed, "seed (1)")->check(at_least(0))->type_name("S");
   command->add_option("--temperature", o.temperature, "1: as trained; 0: the most probable byte")
       ->type_name("T");
-  command->add_option("--top-k", o.top_k, "only the k most probable; 0: off")->type_name("K");
+  command->add_option("--top-k", o.top_k, "only the k most probable; 0: off")
+      ->check(at_least(0))
+      ->type_name("K");
   command->add_option("--top-p", o.top_p, "only the most probable of this mass; 1: off")
       ->type_name("P");
   command->add_option("--min-p", o.min_p, "only those of this share of the largest; 0: off")

@@ -205,11 +205,14 @@ void add_train(Program& program) {
   command->add_option("--run", a->run, "folder of the run, made or resumed")
       ->required()
       ->type_name("DIR");
-  command->add_option("--steps", a->steps, "train.steps, overrides the settings")->type_name("N");
+  command->add_option("--steps", a->steps, "train.steps, overrides the settings")
+      ->check(at_least(1))
+      ->type_name("N");
   command->add_option("--resume", a->resume, "auto, or never: refuse a folder with checkpoints")
       ->check(CLI::IsMember({"auto", "never"}))
       ->type_name("auto|never");
   command->add_option("--stop-at", a->stop_at, "save and stop (code 75) after this step")
+      ->check(at_least(1))
       ->type_name("N");
   command->add_flag("--dry-run", a->dry_run, "print the plan of memory and stop");
   set_action(program, command,

@@ -34,10 +34,16 @@ TrainResult train(const TrainOptions& options, const TrainObserver& observer) {
 
   const ParameterLayout layout(options.config.model);
   const MemoryPlan plan = plan_memory(options.config, layout, available_memory());
-  if (observer.on_plan) observer.on_plan(plan);
+  const auto show_plan = [&] {
+    if (observer.on_plan) observer.on_plan(plan);
+  };
+  if (options.dry_run) show_plan();
   require_fit(plan, options.config, layout);
   if (options.dry_run) return {};
-  return Trainer(options, observer, data, layout, plan).run();
+  // A run folder that is refused shows no plan: one line says what is wrong.
+  Trainer trainer(options, observer, data, layout, plan);
+  show_plan();
+  return trainer.run();
 }
 
 }  // namespace longstride
