@@ -19,7 +19,7 @@ void expect_close(const char* what, const std::vector<float>& got, const std::ve
                   const std::vector<double>& truth) {
   const auto as_good = test::as_good_as<float>(plain, got, truth);
   if (as_good) return;
-  EXPECT_LE(test::relative_l2(got, truth), 2e-6) << what << " " << as_good.message();
+  EXPECT_LE(test::relative_l2(got, truth), 1e-6) << what << " " << as_good.message();
 }
 
 void expect_formula(const AttentionPlan& plan, const Shape& shape, std::uint64_t seed,
@@ -226,6 +226,25 @@ TEST_F(AttentionTest, BitsDoNotDependOnThreads) {
   const AttentionPlan plan(heads, 600);
   const Problem<float> problem(plan, {2, 577, 6, 24, 20}, 1);
   test::expect_same_for_any_threads([&] { return problem.run().all(); });
+}
+
+// Two keys with scores 0 and x, values 0 and 1: the output is e^x / (1 + e^x).
+TEST_F(AttentionTest, WeightsAreAccurate) {
+  const AttentionPlan plan = test::plan_of("dense", 1, 2);
+  const std::int64_t count = 8000;
+  Problem<float> problem(plan, {count, 2, 1, 1, 1}, 1);
+  for (std::int64_t b = 0; b < count; ++b)
+    for (Position i = 0; i < 2; ++i) {
+      *problem.q.heads.at(b, i, 0) = 1;
+      *problem.k.heads.at(b, i, 0) = static_cast<float>(i) * -0.01f * static_cast<float>(b);
+      *problem.v.heads.at(b, i, 0) = static_cast<float>(i);
+    }
+  const std::vector<float> out = problem.run().out;
+  for (std::int64_t b = 0; b < count; ++b) {
+    const double weight = std::exp(static_cast<double>(*problem.k.heads.at(b, 1, 0)));
+    const double got = static_cast<double>(out[static_cast<std::size_t>(2 * b + 1)]);
+    EXPECT_NEAR(got / (weight / (1 + weight)), 1, 4 * std::numeric_limits<float>::epsilon()) << b;
+  }
 }
 
 TEST_F(AttentionTest, LargeScoresStayFinite) {
