@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "base/threads.h"
+#include "hwy/cache_control.h"
 #include "ops/linear/linear.h"
 #include "ops/simd.h"
 
@@ -70,6 +71,9 @@ void strip(const float* x, std::int64_t x_stride, Panel w, std::int64_t K, float
 // All rows: groups of 6, then what is left.
 void all_rows(const float* x, std::int64_t x_stride, Panel w, std::int64_t K, Matrix<float> y) {
   for (std::int64_t r = 0; r < y.rows; r += 6) {
+    // The next sums come from outside the nearer caches.
+    for (std::int64_t next = r + 6; next < std::min(r + 12, y.rows); ++next)
+      hwy::Prefetch(y.row(next));
     const auto run = [&](auto strip_of) {
       strip_of(x + r * x_stride, x_stride, w, K, y.row(r), y.stride, y.cols);
     };
@@ -134,7 +138,7 @@ namespace cpu {
 
 void linear_rows(const Linear<float>& op) {
   // A task is some 2^17 multiply-adds or more: 10 us, for threads to be worth waking.
-  constexpr std::int64_t kTileRows = 96, kMinCols = 128, kWork = 1 << 17;
+  constexpr std::int64_t kTileRows = 384, kMinCols = 128, kWork = 1 << 17;
   const std::int64_t R = op.x.rows, K = op.x.cols, N = op.y.cols;
   const std::int64_t per_col = std::max<std::int64_t>(1, K * std::min(R, kTileRows));
   const std::int64_t tile_cols = (kWork / per_col / kMinCols + 1) * kMinCols;
