@@ -46,6 +46,7 @@ std::vector<std::filesystem::path> event_files(const std::filesystem::path& fold
 TEST(Crc32c, PublishedValues) {
   EXPECT_EQ(crc32c(""), 0u);
   EXPECT_EQ(crc32c("123456789"), 0xe3069283u);
+  EXPECT_EQ(masked_crc32c("123456789"), 0xc78ab0e5u);  // of TensorBoard's own reader
   EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8a9136aau);
   EXPECT_EQ(crc32c(std::string(32, '\xff')), 0x62a8ab43u);
 }
