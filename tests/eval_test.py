@@ -19,7 +19,7 @@ class EvalTest(unittest.TestCase):
         cls.folder = pathlib.Path(cls.temporary.name)
         cls.data, cls.run_folder = cls.folder / "data", cls.folder / "run"
         runs.make_data(cls.data, 5000)
-        done = runs.call(runs.train_command(cls.data, cls.run_folder, "train.lr=0.01"))
+        done = runs.call(runs.train_command(cls.data, cls.run_folder))
         assert done.returncode == 0, done.stderr
 
     @classmethod
@@ -109,6 +109,7 @@ class EvalTest(unittest.TestCase):
         state = json.loads((newest / "state.json").read_text())
         result, bits = self.evaluate()
         self.assertEqual(result["step"], state["best"]["step"])
+        self.assertLess(result["step"], state["step"])
         self.assertEqual(self.evaluate(model=self.run_folder / "checkpoints")[1], bits)
         best = newest.parent / f"step-{result['step']:08d}"
         self.assertEqual(self.evaluate(model=best)[1], bits)

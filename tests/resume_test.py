@@ -93,6 +93,8 @@ class ResumeTest(unittest.TestCase):
         cls.folder = pathlib.Path(cls.temporary.name)
         cls.kill_test = KillTest(cls.folder, seed=20190423)
         cls.data, cls.reference = cls.kill_test.data, cls.kill_test.reference
+        judged = [line["best"] for line in cls.reference["log"] if "best" in line]
+        assert True in judged and False in judged, judged
         # A run that stopped on request in the middle, to start others from.
         cls.half = cls.folder / "half"
         done = runs.call(runs.train_command(cls.data, cls.half, "--stop-at", 40))
