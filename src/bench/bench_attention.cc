@@ -83,7 +83,8 @@ BenchReport bench_attention(std::int64_t min_length, std::int64_t max_length) {
   if (min_length < 2 || min_length > max_length || max_length > kLongest)
     throw invalid_argument("bench: lengths are ", min_length, " to ", max_length,
                            ", want 2 <= min <= max <= ", kLongest);
-  BenchReport report = bench::report_with_peaks();
+  BenchReport report;
+  bench::measure_peaks(report);
   for (std::int64_t n = min_length; n <= max_length; n *= 2) {
     const Tensors tensors(n);
     const auto stride = std::llround(std::sqrt(static_cast<double>(n)));
@@ -92,6 +93,7 @@ BenchReport bench_attention(std::int64_t min_length, std::int64_t max_length) {
     if (n <= kLongestDense)
       report.rows.push_back(time_pattern("attention dense", "dense", tensors));
   }
+  bench::measure_peaks(report);
   report.fits = bench::fit_exponents(report.rows);
   return report;
 }

@@ -114,129 +114,129 @@ TEST(Config, OverridesAreTomlValuesOrBareStringsAndTheLaterWins) {
 }
 
 TEST(Config, WindowsLineEndsAndByteOrderMarkAreAccepted) {
-    EXPECT_EQ(parse_config("\xef\xbb\xbf[model]\r\nlayers = 2\r\n", "f").model.layers, 2);
+  EXPECT_EQ(parse_config("\xef\xbb\xbf[model]\r\nlayers = 2\r\n", "f").model.layers, 2);
 }
 
 TEST(Config, ErrorsNameThePlaceTheValueAndWhatWasWanted) {
-    EXPECT_EQ(message_of("[model]\nlayer = 3"),
-              "config: file.toml:2: unknown key model.layer, did you mean model.layers?");
-    EXPECT_EQ(message_of("", {"layers=3"}),
-              "config: layers=3: unknown key layers, did you mean model.layers?");
-    EXPECT_EQ(message_of("", {"model.lr=3"}),
-              "config: model.lr=3: unknown key model.lr, did you mean train.lr?");
-    EXPECT_EQ(message_of("\n\n[train]\nbatch = 1.5"),
-              "config: file.toml:4: train.batch is a number with a point, want an integer");
-    EXPECT_EQ(message_of("", {"model.layers=abc"}),
-              "config: model.layers=abc: model.layers is a string, want an integer");
-    EXPECT_EQ(message_of("", {"model.width=100", "model.heads=8"}),
-              "config: model.width 100 is not a multiple of model.heads 8");
-    EXPECT_EQ(message_of("model = 3"), "config: file.toml:1: model is an integer, want a table");
-    EXPECT_EQ(message_of("", {"model.layers"}),
-              "config: 'model.layers' is not of the form key=value");
-    EXPECT_TRUE(message_of("[model]\nlayers =").starts_with("config: file.toml:2: "));
+  EXPECT_EQ(message_of("[model]\nlayer = 3"),
+            "config: file.toml:2: unknown key model.layer, did you mean model.layers?");
+  EXPECT_EQ(message_of("", {"layers=3"}),
+            "config: layers=3: unknown key layers, did you mean model.layers?");
+  EXPECT_EQ(message_of("", {"model.lr=3"}),
+            "config: model.lr=3: unknown key model.lr, did you mean train.lr?");
+  EXPECT_EQ(message_of("\n\n[train]\nbatch = 1.5"),
+            "config: file.toml:4: train.batch is a number with a point, want an integer");
+  EXPECT_EQ(message_of("", {"model.layers=abc"}),
+            "config: model.layers=abc: model.layers is a string, want an integer");
+  EXPECT_EQ(message_of("", {"model.width=100", "model.heads=8"}),
+            "config: model.width 100 is not a multiple of model.heads 8");
+  EXPECT_EQ(message_of("model = 3"), "config: file.toml:1: model is an integer, want a table");
+  EXPECT_EQ(message_of("", {"model.layers"}),
+            "config: 'model.layers' is not of the form key=value");
+  EXPECT_TRUE(message_of("[model]\nlayers =").starts_with("config: file.toml:2: "));
 }
 
 // Each is one refusal of exit code 2, never a crash, whatever the numbers.
 TEST(Config, OutOfRangeValuesAreRefused) {
-    const std::vector<std::string> bad = {"model.layers=0",
-                                          "model.layers=10001",
-                                          "model.layers=9223372036854775808",
-                                          "model.width=0",
-                                          "model.width=-64",
-                                          "model.width=9223372036854775807",
-                                          "model.heads=0",
-                                          "model.heads=3",
-                                          "model.qk_width=6",
-                                          "model.qk_width=-4",
-                                          "model.ff_width=-1",
-                                          "model.context=0",
-                                          "model.context=2147483649",
-                                          "model.axes=[0, 5000]",
-                                          "model.axes=[4, 4]",
-                                          "model.axes=[\"4\"]",
-                                          "model.axes=[2147483648, 2147483648, 2147483648, -1]",
-                                          "model.axes=[1,1,1,1,1,1,1,1,1024]",
-                                          "model.attention=[]",
-                                          "model.attention=",
-                                          "model.attention=local(0)",
-                                          "model.attention=nonsense",
-                                          "model.attention=[1]",
-                                          "model.attention=3*dense, local(4),local(2)",
-                                          "model.attention=[[\"dense\"]]",
-                                          "model.dropout=1",
-                                          "model.dropout=-0.1",
-                                          "model.dropout=nan",
-                                          "train.steps=0",
-                                          "train.batch=0",
-                                          "train.micro_batch=3",
-                                          "train.micro_batch=-1",
-                                          "train.micro_batch=16",
-                                          "train.lr=0",
-                                          "train.lr=inf",
-                                          "train.lr=nan",
-                                          "train.lr=-1",
-                                          "train.warmup=-1",
-                                          "train.final_lr=-1",
-                                          "train.beta1=1",
-                                          "train.beta2=1.5",
-                                          "train.eps=0",
-                                          "train.weight_decay=-1",
-                                          "train.weight_decay=inf",
-                                          "train.clip=-1",
-                                          "train.ema=1",
-                                          "train.seed=-1",
-                                          "train.seed=1.0",
-                                          "train.seed=true",
-                                          "train.recompute=maybe",
-                                          "train.recompute=1",
-                                          "train.validate_every=-1",
-                                          "train.validate_symbols=0",
-                                          "train.checkpoint_every=-1",
-                                          "train.keep_checkpoints=0",
-                                          "train.on_nonfinite=ignore",
-                                          "=3",
-                                          "model=3",
-                                          "train.lr=1979-05-27",
-                                          "name=\xff\xfe",
-                                          "model.layers=3\nmodel.width=8"};
-    for (const std::string& one : bad) {
-      const std::string message = message_of("", {one});
-      EXPECT_NE(message, "accepted") << one;
-      EXPECT_TRUE(message.starts_with("config: ")) << message;
-    }
-    EXPECT_NE(message_of("", {"model.width=1048576", "model.layers=10000"}), "accepted");
+  const std::vector<std::string> bad = {"model.layers=0",
+                                        "model.layers=10001",
+                                        "model.layers=9223372036854775808",
+                                        "model.width=0",
+                                        "model.width=-64",
+                                        "model.width=9223372036854775807",
+                                        "model.heads=0",
+                                        "model.heads=3",
+                                        "model.qk_width=6",
+                                        "model.qk_width=-4",
+                                        "model.ff_width=-1",
+                                        "model.context=0",
+                                        "model.context=2147483649",
+                                        "model.axes=[0, 5000]",
+                                        "model.axes=[4, 4]",
+                                        "model.axes=[\"4\"]",
+                                        "model.axes=[2147483648, 2147483648, 2147483648, -1]",
+                                        "model.axes=[1,1,1,1,1,1,1,1,1024]",
+                                        "model.attention=[]",
+                                        "model.attention=",
+                                        "model.attention=local(0)",
+                                        "model.attention=nonsense",
+                                        "model.attention=[1]",
+                                        "model.attention=3*dense, local(4),local(2)",
+                                        "model.attention=[[\"dense\"]]",
+                                        "model.dropout=1",
+                                        "model.dropout=-0.1",
+                                        "model.dropout=nan",
+                                        "train.steps=0",
+                                        "train.batch=0",
+                                        "train.micro_batch=3",
+                                        "train.micro_batch=-1",
+                                        "train.micro_batch=16",
+                                        "train.lr=0",
+                                        "train.lr=inf",
+                                        "train.lr=nan",
+                                        "train.lr=-1",
+                                        "train.warmup=-1",
+                                        "train.final_lr=-1",
+                                        "train.beta1=1",
+                                        "train.beta2=1.5",
+                                        "train.eps=0",
+                                        "train.weight_decay=-1",
+                                        "train.weight_decay=inf",
+                                        "train.clip=-1",
+                                        "train.ema=1",
+                                        "train.seed=-1",
+                                        "train.seed=1.0",
+                                        "train.seed=true",
+                                        "train.recompute=maybe",
+                                        "train.recompute=1",
+                                        "train.validate_every=-1",
+                                        "train.validate_symbols=0",
+                                        "train.checkpoint_every=-1",
+                                        "train.keep_checkpoints=0",
+                                        "train.on_nonfinite=ignore",
+                                        "=3",
+                                        "model=3",
+                                        "train.lr=1979-05-27",
+                                        "name=\xff\xfe",
+                                        "model.layers=3\nmodel.width=8"};
+  for (const std::string& one : bad) {
+    const std::string message = message_of("", {one});
+    EXPECT_NE(message, "accepted") << one;
+    EXPECT_TRUE(message.starts_with("config: ")) << message;
+  }
+  EXPECT_NE(message_of("", {"model.width=1048576", "model.layers=10000"}), "accepted");
 }
 
 TEST(Config, MalformedTomlIsRefused) {
-    const std::vector<std::string> bad = {"[model",
-                                          "model.layers = ",
-                                          "a = b",
-                                          "[model]\n[model]\n",
-                                          std::string("a\0b", 3),
-                                          "\xff\xfe",
-                                          "name = \"open",
-                                          "[[model]]\nlayers = 1",
-                                          "[model.layers]\nx = 1",
-                                          "name = 'a'\nname = 'b'",
-                                          "x = " + std::string(5000, '[')};
-    for (const std::string& toml : bad) EXPECT_NE(message_of(toml), "accepted") << toml;
+  const std::vector<std::string> bad = {"[model",
+                                        "model.layers = ",
+                                        "a = b",
+                                        "[model]\n[model]\n",
+                                        std::string("a\0b", 3),
+                                        "\xff\xfe",
+                                        "name = \"open",
+                                        "[[model]]\nlayers = 1",
+                                        "[model.layers]\nx = 1",
+                                        "name = 'a'\nname = 'b'",
+                                        "x = " + std::string(5000, '[')};
+  for (const std::string& toml : bad) EXPECT_NE(message_of(toml), "accepted") << toml;
 }
 
 TEST(Config, UnknownPresetNamesTheNearest) {
-    try {
-      load_config("enwik-95m");
-      FAIL();
-    } catch (const Error& e) {
-      EXPECT_NE(std::string(e.what()).find("enwik8-95m"), std::string::npos) << e.what();
-    }
+  try {
+    load_config("enwik-95m");
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("enwik8-95m"), std::string::npos) << e.what();
+  }
 }
 
 TEST(Nearest, EditDistance) {
-    EXPECT_EQ(edit_distance("", ""), 0);
-    EXPECT_EQ(edit_distance("", "abc"), 3);
-    EXPECT_EQ(edit_distance("abc", ""), 3);
-    EXPECT_EQ(edit_distance("kitten", "sitting"), 3);
-    EXPECT_EQ(edit_distance("flaw", "lawn"), 2);
+  EXPECT_EQ(edit_distance("", ""), 0);
+  EXPECT_EQ(edit_distance("", "abc"), 3);
+  EXPECT_EQ(edit_distance("abc", ""), 3);
+  EXPECT_EQ(edit_distance("kitten", "sitting"), 3);
+  EXPECT_EQ(edit_distance("flaw", "lawn"), 2);
 }
 
 }  // namespace
