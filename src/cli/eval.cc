@@ -49,6 +49,7 @@ int eval_command(EvalOptions options, const Globals& globals) {
         progress.state(fmt::format("scored {} of {} bytes", with_commas(done), with_commas(of)),
                        done == of);
     };
+    options.on_warning = [&](const std::string& line) { progress.warn(line); };
     result = evaluate(options);
   }
   report(result, options, globals.json);

@@ -78,6 +78,7 @@ int sample_command(Arguments a, const Globals& globals) {
       print(std::string_view(reinterpret_cast<const char*>(&symbol), 1));
     return true;
   };
+  options.on_warning = [&](const std::string& line) { progress.warn(line); };
   const SampleResult result = sample(options);
   if (!a.out.empty()) write_samples(a.out, options.prompt, result);
   if (globals.json) print_json(to_json(result, options));
