@@ -13,7 +13,7 @@ void embedding(const Embedding<float>& op) {
 }
 
 void embedding_backward(const EmbeddingBackward<float>& op) {
-  constexpr std::int64_t kColumns = 32;  // two cache lines
+  constexpr std::int64_t kColumns = 64;  // wide enough for whole cache lines in a row
   parallel_ranges(op.dy.cols, kColumns, [&](std::int64_t begin, std::int64_t end) {
     ref::embedding_backward_columns(op, begin, end);
   });

@@ -13,7 +13,6 @@
 // After foreach_target.h, which includes this file once per instruction set.
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "base/threads.h"
 #include "hwy/cache_control.h"
@@ -99,9 +98,8 @@ void all_rows(const float* x, std::int64_t x_stride, Panel w, std::int64_t K, Ma
   }
 }
 
-constexpr std::int64_t kBlock = 256;  // of k: 256 x 2 vectors stay in the first-level cache
-constexpr std::int64_t kPackRows =
-    12;  // from here on, copying the weights costs less than it saves
+constexpr std::int64_t kBlock = 256;    // of k: 256 x 2 vectors stay in the first-level cache
+constexpr std::int64_t kPackRows = 36;  // from here on, copying W costs less than it saves
 
 }  // namespace
 
@@ -119,8 +117,9 @@ void linear_rows_task(Matrix<const float> x, Matrix<const float> w, Matrix<float
     for (std::int64_t n = 0; n < y.cols; n += width) {
       const std::int64_t cols = std::min(width, y.cols - n);
       for (std::int64_t i = 0; i < K; ++i)
-        std::memcpy(packed + i * width, w.row(k + i) + n,
-                    static_cast<std::size_t>(cols) * sizeof(float));
+        for_vectors(cols, [&](std::int64_t c, auto lanes) {
+          lanes.store(lanes.load(w.row(k + i) + n + c), packed + i * width + c);
+        });
       all_rows(inputs, x.stride, {packed, width}, K, {y.data + n, y.rows, cols, y.stride});
     }
   }
