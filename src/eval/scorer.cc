@@ -13,9 +13,11 @@ namespace {
 // All passes that run side by side stay below this.
 constexpr std::int64_t kPassMemory = std::int64_t{1} << 30;
 
-// Activations of one full pass, roughly: the residual stream, one block's rows, the logits.
+// Activations of one FullPass (model/inference.cc) and the nats of its window.
 std::int64_t pass_bytes(const ModelConfig& m) {
-  return 4 * m.context * (8 * m.width + 2 * m.qk() + 2 * m.ff() + 2 * 256);
+  constexpr std::int64_t kLogitRows = 4096;
+  const std::int64_t row = 5 * m.width + 2 * m.qk() + m.ff() + m.heads + 1;
+  return 4 * (m.context * row + std::min(m.context, kLogitRows) * 256);
 }
 
 std::int64_t worker_count(const ModelConfig& m) {
@@ -24,6 +26,10 @@ std::int64_t worker_count(const ModelConfig& m) {
 }
 
 }  // namespace
+
+std::int64_t scorer_bytes(const ModelConfig& model) {
+  return worker_count(model) * pass_bytes(model);
+}
 
 Scorer::Scorer(const ModelConfig& model) {
   for (std::int64_t w = worker_count(model); w > 0; --w)

@@ -13,6 +13,9 @@
 
 namespace longstride {
 
+// Memory that a Scorer of this model takes with the threads now set.
+std::int64_t scorer_bytes(const ModelConfig& model);
+
 class Scorer {
  public:
   explicit Scorer(const ModelConfig& model);

@@ -8,6 +8,7 @@
 #include <limits>
 #include <string>
 
+#include "eval/scorer.h"
 #include "longstride/error.h"
 #include "model/training_pass.h"
 
@@ -68,7 +69,7 @@ MemoryPlan plan_memory(const Config& config, const ParameterLayout& layout,
   plan.recompute = t.recompute == "on" || (t.recompute == "auto" && pass.total() > available / 2);
   if (plan.recompute) pass = training_bytes(config.model, micro_batch(t), true);
   plan.kept = pass.kept;
-  plan.scratch = pass.scratch;
+  plan.scratch = pass.scratch + (t.validate_every > 0 ? scorer_bytes(config.model) : 0);
   return plan;
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "eval/scorer.h"
 #include "longstride/error.h"
 #include "model/training_pass.h"
 #include "train/training_fixture.h"
@@ -13,10 +14,14 @@ TEST(MemoryPlan, CountsEveryArray) {
   Config config = test::small_config();
   const ParameterLayout layout(config.model);
   const std::int64_t array = layout.extent * 4;
-  MemoryPlan plan = plan_memory(config, layout, std::int64_t{1} << 40);
+  const MemoryPlan plan = plan_memory(config, layout, std::int64_t{1} << 40);
   EXPECT_EQ(plan.parameters, layout.count);
   EXPECT_EQ(plan.weights + plan.gradients + plan.optimizer + plan.averages, 5 * array);
   EXPECT_EQ(plan.kept + plan.scratch, training_bytes(config.model, 4, false).total());
+  const std::int64_t without = plan.total();
+  config.train.validate_every = 10;
+  EXPECT_EQ(plan_memory(config, layout, std::int64_t{1} << 40).total(),
+            without + scorer_bytes(config.model));
   config.train.ema = 0;
   EXPECT_EQ(plan_memory(config, layout, 1).averages, 0);
 }
