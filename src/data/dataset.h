@@ -16,7 +16,8 @@ struct Span {
 };
 
 // A raw file of bytes, or one made by `longstride prepare` (with FILE.json beside it:
-// docs/formats.md).
+// docs/formats.md). Where that is there, size and hash are checked when the file is opened. Throws
+// invalid_argument naming the path.
 class Dataset {
  public:
   explicit Dataset(const std::filesystem::path& path);
@@ -34,8 +35,9 @@ class Dataset {
 };
 
 // Order of training windows: a pure function of (seed, number of the window since step 0). Epoch e
-// shifts the windows by a random offset, cuts the split into windows of `context` bytes that do not
-// overlap, and visits all of them once in a random order (a keyed permutation). O(1) seek.
+// shifts the windows by a random offset below `context` (as far as there is room), cuts the split
+// into windows of `context` bytes that do not overlap, and visits all of them once in a random
+// order (a keyed permutation). O(1) seek.
 class WindowOrder {
  public:
   WindowOrder(Span split, std::int64_t context, std::uint64_t seed);
