@@ -48,6 +48,8 @@ Trainer::Trainer(const TrainOptions& options, const TrainObserver& observer, con
 }
 
 void Trainer::resume() {
+  // First, since it may rename a checkpoint back whose replacement was cut short.
+  remove_stale_temporaries(options_.run);
   const auto newest =
       newest_checkpoint(options_.run, [this](const std::string& line) { warn(line); });
   if (!newest) {
