@@ -130,8 +130,8 @@ TEST_P(LinearTest, RowsDoNotDependOnTheCall) {
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                          testing::Values(Case{1, 1, 1}, Case{1, 70, 33}, Case{2, 3, 5},
                                          Case{37, 129, 77}, Case{5, 300, 200}, Case{130, 64, 16},
-                                         Case{97, 257, 131}, Case{1, 300, 530},
-                                         Case{700, 40, 260}));
+                                         Case{97, 257, 131}, Case{1, 300, 530}, Case{700, 40, 260},
+                                         Case{1200, 9, 1540}));
 
 class LinearGradientTest : public testing::TestWithParam<Case> {};
 
