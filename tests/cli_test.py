@@ -66,6 +66,15 @@ class ExitCodes(unittest.TestCase):
             self.assertIn(b"saved; same command resumes", error)
             self.assertTrue(checkpoint("signal-%d" % number).is_dir())
 
+    def test_signal_during_a_large_matrix_product(self):
+        # While the peak is measured; a handler on that thread's stack would corrupt the heap.
+        for attempt in range(5):
+            child = self.endless("product-%d" % attempt, "plan")
+            time.sleep(0.02 * attempt)
+            child.send_signal(signal.SIGINT)
+            _, error = child.communicate(timeout=60)
+            self.assertEqual(child.returncode, 75, error)
+
     def test_second_signal_ends_at_once(self):
         # Steps of many seconds: the first signal waits for the end of one, the second does not.
         child = self.endless("twice", "plan", "model.width=256", "model.layers=12",

@@ -1,37 +1,48 @@
+// A thread waits for the signals; no handler ever runs. A handler would run on the stack of the
+// thread it interrupts, and oneDNN 2.6.3's sgemm keeps live data below its stack pointer: a signal
+// during a matrix product corrupted the heap in most trials (tests/cli_test.py has one).
 #include "cli/signals.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
-#include <cstddef>
-#include <string_view>
+#include <cstdio>
+#include <thread>
 
 namespace longstride::cli {
 
 namespace {
 
-volatile std::sig_atomic_t g_stop = 0;
+std::atomic<bool> g_stop{false};
 
-// Only async-signal-safe calls.
-void on_signal(int number) {
-  if (g_stop != 0) _exit(128 + number);
-  g_stop = 1;
-  constexpr std::string_view kNote =
-      "\nlongstride: stopping after this step and saving; once more to stop at once\n";
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kNote.data(), kNote.size());
+sigset_t stop_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  return set;
+}
+
+void wait_for_signals() {
+  const sigset_t set = stop_signals();
+  for (int number = 0; sigwait(&set, &number) == 0;) {
+    if (g_stop.exchange(true)) _exit(128 + number);
+    std::fputs("\nlongstride: stopping after this step and saving; once more to stop at once\n",
+               stderr);
+  }
 }
 
 }  // namespace
 
 void catch_stop_signals() {
-  struct sigaction action {};
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESTART;  // a signal must not turn a write into an error
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  // Every thread started from here on inherits the mask, so that only sigwait takes the signals.
+  const sigset_t set = stop_signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::thread(wait_for_signals).detach();
 }
 
-bool stop_requested() { return g_stop != 0; }
+bool stop_requested() { return g_stop; }
 
 }  // namespace longstride::cli

@@ -4,7 +4,7 @@
 namespace longstride::cli {
 
 // From now on the first signal only sets the flag; the second ends the process at once (128 + its
-// number).
+// number). Call it before any thread starts.
 void catch_stop_signals();
 bool stop_requested();
 

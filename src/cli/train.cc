@@ -174,8 +174,8 @@ int finish(const Arguments& a, const TrainResult& result, bool json) {
 }
 
 int train_command(const Arguments& a, const Globals& globals) {
-  const TrainOptions options = options_of(a);
   catch_stop_signals();
+  const TrainOptions options = options_of(a);
   TrainResult result;
   {
     Watcher watcher(globals);
