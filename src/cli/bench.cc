@@ -114,12 +114,12 @@ TrainTimes train_some(const std::string& preset, std::int64_t steps, Progress& p
   return times;
 }
 
-struct Arguments {
+struct BenchArguments {
   std::string preset = "small-text";
   std::int64_t steps = 10, length = 2000, min_length = 1024, max_length = 65536;
 };
 
-int train_command(const Arguments& a, const Globals& globals) {
+int train_command(const BenchArguments& a, const Globals& globals) {
   const TemporaryFolder folder;
   TrainTimes t;
   {
@@ -144,7 +144,7 @@ int train_command(const Arguments& a, const Globals& globals) {
   return 0;
 }
 
-int sample_command(const Arguments& a, const Globals& globals) {
+int sample_command(const BenchArguments& a, const Globals& globals) {
   const TemporaryFolder folder;
   SampleOptions options;
   {
@@ -173,7 +173,7 @@ void add_bench(Program& program) {
   CLI::App* bench = program.app.add_subcommand(
       "bench", "Times operations, attention against length, training and sampling");
   bench->require_subcommand(1);
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<BenchArguments>();
   const Globals& globals = program.globals;
 
   CLI::App* attention =

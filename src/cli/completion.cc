@@ -11,7 +11,7 @@ namespace longstride::cli {
 
 namespace {
 
-constexpr const char* kFooter = R"text(Examples:
+constexpr const char* kCompletionFooter = R"text(Examples:
   longstride completion bash > ~/.local/share/bash-completion/completions/longstride
   longstride completion zsh > "${fpath[1]}/_longstride"
   longstride completion fish > ~/.config/fish/completions/longstride.fish)text";
@@ -103,7 +103,7 @@ std::string fish_script(const std::vector<Node>& nodes) {
 
 void add_completion(Program& program) {
   CLI::App* command = add_command(program, program.app, "completion",
-                                  "Completion script for bash, zsh or fish", kFooter);
+                                  "Completion script for bash, zsh or fish", kCompletionFooter);
   auto shell = std::make_shared<std::string>();
   command->add_option("SHELL", *shell, "bash, zsh or fish")
       ->required()

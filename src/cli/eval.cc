@@ -11,7 +11,7 @@ namespace longstride::cli {
 
 namespace {
 
-constexpr const char* kFooter =
+constexpr const char* kEvalFooter =
     R"text(Of a run the best checkpoint is taken, else the newest. Windows start every (context - M) bytes; each
 but the first scores what lies behind its first M bytes, so a larger M costs more and gives less.
 --per-symbol writes one float64 (little endian) a byte, in order; their mean is the figure shown.
@@ -60,7 +60,7 @@ int eval_command(EvalOptions options, const Globals& globals) {
 
 void add_eval(Program& program) {
   CLI::App* command = add_command(program, program.app, "eval",
-                                  "Bits per byte of a run on a split of the data", kFooter);
+                                  "Bits per byte of a run on a split of the data", kEvalFooter);
   auto o = std::make_shared<EvalOptions>();
   command->add_option("RUN|CHECKPOINT", o->run_or_checkpoint, "run folder or checkpoint folder")
       ->required()

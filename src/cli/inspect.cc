@@ -117,13 +117,13 @@ int preset_command(const std::string& name, const std::vector<std::string>& sett
 }
 
 void add_pattern(Program& program, CLI::App& inspect) {
-  struct Arguments {
+  struct InspectArguments {
     PatternOptions options;
     std::string png;
   };
   CLI::App* command = add_command(program, inspect, "pattern",
                                   "Work, sampler's cache and picture of a pattern", kPatternFooter);
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<InspectArguments>();
   command->add_option("SPEC", a->options.spec, "the pattern")->required()->type_name("");
   command->add_option("--length", a->options.length, "positions of the sequence")
       ->required()
@@ -148,14 +148,14 @@ void add_presets(Program& program, CLI::App& inspect) {
   CLI::App* list = add_command(program, inspect, "presets", "The presets, one a line", "");
   set_action(program, list, [&globals = program.globals] { return presets_command(globals.json); });
 
-  struct Arguments {
+  struct InspectArguments {
     std::string name;
     std::vector<std::string> settings;
   };
   CLI::App* one =
       add_command(program, inspect, "preset",
                   "One preset or TOML file, resolved, and its parameters", kPresetFooter);
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<InspectArguments>();
   one->add_option("PRESET|FILE", a->name, "preset by name, or a TOML file")
       ->required()
       ->type_name("");

@@ -11,7 +11,7 @@ namespace longstride::cli {
 
 namespace {
 
-constexpr const char* kFooter =
+constexpr const char* kPrepareFooter =
     R"text(Folders are walked in order of name. The output gets a sidecar FILE.json with splits and hash; when it
 is there already, made from the same sources, nothing is done.
 
@@ -50,8 +50,9 @@ int prepare_command(PrepareOptions options, const Globals& globals) {
 }  // namespace
 
 void add_prepare(Program& program) {
-  CLI::App* command = add_command(program, program.app, "prepare",
-                                  "Files or folders into one file of bytes with splits", kFooter);
+  CLI::App* command =
+      add_command(program, program.app, "prepare",
+                  "Files or folders into one file of bytes with splits", kPrepareFooter);
   auto o = std::make_shared<PrepareOptions>();
   command->add_option("SOURCES", o->sources, "files, or folders")->required()->type_name("");
   command->add_option("-o,--out", o->out, "file to make")->required()->type_name("FILE");

@@ -15,7 +15,7 @@ namespace longstride::cli {
 
 namespace {
 
-constexpr const char* kFooter =
+constexpr const char* kSampleFooter =
     R"text(Without --out the bytes generated go to stdout as they come, without the prompt, sample after sample
 (each has exactly --length bytes). With --out FILE the prompt and its continuation are written there
 as raw bytes; with --count above 1 to FILE.0, FILE.1, ... The same weights, prompt, seed and cuts
@@ -26,7 +26,7 @@ Examples:
   longstride sample runs/first --prompt-file start.txt --temperature 0.8 --top-p 0.95 --seed 7
   longstride sample runs/first --length 65536 --count 4 --out sample.bin)text";
 
-struct Arguments {
+struct SampleArguments {
   SampleOptions options;
   std::string prompt_file, out;
   bool no_cache = false;
@@ -58,7 +58,7 @@ void write_samples(const std::string& out, const std::string& prompt, const Samp
   }
 }
 
-int sample_command(Arguments a, const Globals& globals) {
+int sample_command(SampleArguments a, const Globals& globals) {
   SampleOptions& options = a.options;
   options.cache = !a.no_cache;
   if (!a.prompt_file.empty()) options.prompt = read_whole_file(a.prompt_file);
@@ -93,9 +93,9 @@ int sample_command(Arguments a, const Globals& globals) {
 }  // namespace
 
 void add_sample(Program& program) {
-  CLI::App* command =
-      add_command(program, program.app, "sample", "Generate bytes with a trained model", kFooter);
-  auto a = std::make_shared<Arguments>();
+  CLI::App* command = add_command(program, program.app, "sample",
+                                  "Generate bytes with a trained model", kSampleFooter);
+  auto a = std::make_shared<SampleArguments>();
   SampleOptions& o = a->options;
   command->add_option("RUN|CHECKPOINT", o.run_or_checkpoint, "run folder or checkpoint folder")
       ->required()

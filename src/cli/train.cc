@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kFooter =
+constexpr const char* kTrainFooter =
     R"text(Settings are keys of the TOML file, the later winning; an unknown key names the nearest known one.
 A run folder that holds checkpoints is resumed, to the same bits as a run that never stopped.
 SIGINT and SIGTERM save and end with code 75; the same command then resumes. With --json one JSON
@@ -27,7 +27,7 @@ Examples:
   longstride train my.toml model.attention='["local(32)", "column(32)"]' --data d.bin --run runs/b
   longstride train enwik8-95m --data enwik8 --run runs/e --dry-run)text";
 
-struct Arguments {
+struct TrainArguments {
   std::string config;
   std::vector<std::string> settings;
   std::string data, run, resume = "auto";
@@ -141,7 +141,7 @@ class Watcher {
   bool json_;
 };
 
-TrainOptions options_of(const Arguments& a) {
+TrainOptions options_of(const TrainArguments& a) {
   std::vector<std::string> settings = a.settings;
   if (a.steps) settings.push_back(text("train.steps=", *a.steps));
   TrainOptions options;
@@ -154,7 +154,7 @@ TrainOptions options_of(const Arguments& a) {
   return options;
 }
 
-int finish(const Arguments& a, const TrainResult& result, bool json) {
+int finish(const TrainArguments& a, const TrainResult& result, bool json) {
   if (result.stopped) {
     std::fputs(
         fmt::format("longstride: stopped at step {}, saved; same command resumes\n", result.step)
@@ -173,7 +173,7 @@ int finish(const Arguments& a, const TrainResult& result, bool json) {
   return 0;
 }
 
-int train_command(const Arguments& a, const Globals& globals) {
+int train_command(const TrainArguments& a, const Globals& globals) {
   catch_stop_signals();
   const TrainOptions options = options_of(a);
   TrainResult result;
@@ -194,9 +194,10 @@ int train_command(const Arguments& a, const Globals& globals) {
 }  // namespace
 
 void add_train(Program& program) {
-  CLI::App* command = add_command(program, program.app, "train",
-                                  "Train a model on a byte sequence, or resume a run", kFooter);
-  auto a = std::make_shared<Arguments>();
+  CLI::App* command =
+      add_command(program, program.app, "train",
+                  "Train a model on a byte sequence, or resume a run", kTrainFooter);
+  auto a = std::make_shared<TrainArguments>();
   command->add_option("PRESET|FILE", a->config, "preset by name, or a TOML file")->required();
   command->add_option("SETTINGS", a->settings, "key=value, as in the file")->type_name("");
   command->add_option("--data", a->data, "file of bytes, raw or from `prepare`")
