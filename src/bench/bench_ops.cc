@@ -16,8 +16,8 @@ namespace longstride {
 
 namespace {
 
-constexpr std::int64_t kRows = 16384;  // batch 16 of 1024 positions
-constexpr std::int64_t kBatch = 16, kLength = kRows / kBatch;
+constexpr std::int64_t kRows = 32768;  // batch 32 of 1024 positions: arrays beyond most caches
+constexpr std::int64_t kBatch = 32, kLength = kRows / kBatch;
 constexpr std::int64_t kWidth = 256, kWide = 4 * kWidth, kSymbols = 256;
 
 double f(std::int64_t n) { return static_cast<double>(n); }

@@ -7,7 +7,7 @@
 
 #include "base/rng.h"
 #include "base/threads.h"
-#include "ops/linear/linear.h"
+#include "ops/linear/peak.h"
 
 namespace longstride::bench {
 
@@ -32,32 +32,28 @@ double fastest(const std::function<void()>& work, double budget) {
   return std::max(best, 1e-9);  // a clock tick, so that rates stay finite
 }
 
-double peak_flops() {
-  constexpr std::int64_t kSide = 1024;
-  const Buffer<float> x = random_values(kSide * kSide, 1), weight = random_values(kSide * kSide, 2);
-  const Buffer<float> y(kSide * kSide);
-  const double seconds = fastest([&] {
-    ops::linear_forward({.x = x.matrix(kSide, kSide),
-                         .weight = weight.matrix(kSide, kSide),
-                         .bias = {},
-                         .y = y.matrix(kSide, kSide)});
-  });
-  return 2.0 * kSide * kSide * kSide / seconds;
-}
-
 double peak_bytes() {
-  constexpr std::int64_t kBytes = std::int64_t{128} << 20, kPiece = std::int64_t{1} << 20;
-  const Buffer<char> from(kBytes), to(kBytes);
-  const double seconds = fastest([&] {
-    parallel_ranges(kBytes, kPiece, [&](std::int64_t begin, std::int64_t end) {
-      std::memcpy(to.data() + begin, from.data() + begin, static_cast<std::size_t>(end - begin));
+  constexpr std::int64_t kSize = std::int64_t{32} << 20, kPiece = std::int64_t{1} << 18;
+  const Buffer<float> from(kSize), to(kSize);
+  const auto pieces = [&](const std::function<void(const float*, float*, std::int64_t)>& work) {
+    return fastest([&] {
+      parallel_ranges(kSize, kPiece, [&](std::int64_t begin, std::int64_t end) {
+        work(from.data() + begin, to.data() + begin, end - begin);
+      });
     });
+  };
+  const double bytes = static_cast<double>(kSize) * sizeof(float);
+  const double copy = pieces([](const float* x, float* y, std::int64_t n) {
+    std::memcpy(y, x, static_cast<std::size_t>(n) * sizeof(float));
   });
-  return 2.0 * static_cast<double>(kBytes) / seconds;
+  const double update = pieces([](const float* x, float* y, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) y[i] += x[i];
+  });
+  return std::max(2 * bytes / copy, 3 * bytes / update);
 }
 
 void measure_peaks(BenchReport& report) {
-  report.peak_flops = std::max(report.peak_flops, peak_flops());
+  report.peak_flops = std::max(report.peak_flops, ops::measure_peak_flops());
   report.peak_bytes = std::max(report.peak_bytes, peak_bytes());
 }
 

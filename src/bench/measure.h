@@ -13,10 +13,9 @@ namespace longstride::bench {
 // (and two calls at least): the minimum is what the work costs, the rest is what else ran.
 double fastest(const std::function<void()>& work, double budget = 0.5);
 
-// The f32 matrix product of linear_forward, 1024 x 1024 x 1024: flops a second.
-double peak_flops();
-
-// A copy of 128 MiB, more than caches hold, on all threads: bytes read and written a second.
+// Bytes read and written a second over 128 MiB, more than caches hold, on all threads: the better
+// of a copy (y = x) and an update in place (y += x, which need not fetch lines only to overwrite
+// them).
 double peak_bytes();
 
 // Raises the peaks of the report to what is measured now. Called before and after the rows, so that

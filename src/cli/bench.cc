@@ -48,7 +48,7 @@ std::pair<double, const char*> share_of_bound(const BenchRow& row, const BenchRe
 void print_report(const BenchReport& report, bool json) {
   Json rows = Json::array(), fits = Json::array();
   std::string lines =
-      fmt::format("peak {}flop/s (f32 matrix product), {}B/s (copy), {} threads\n\n",
+      fmt::format("peak {}flop/s (f32 matrix product), {}B/s (memory), {} threads\n\n",
                   with_unit(report.peak_flops), with_unit(report.peak_bytes), used_threads());
   for (const BenchRow& row : report.rows) {
     const auto [share, bound] = share_of_bound(row, report);

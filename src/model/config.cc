@@ -32,9 +32,8 @@ std::int64_t ceil_sqrt(std::int64_t n) {
   return root;
 }
 
-// The stride or window that a part names, if it names one.
+// The stride that a part names, if it names one.
 struct StrideOf {
-  std::optional<std::int64_t> operator()(const Local& p) const { return p.window; }
   std::optional<std::int64_t> operator()(const Column& p) const { return p.stride; }
   std::optional<std::int64_t> operator()(const Row& p) const { return p.stride; }
   std::optional<std::int64_t> operator()(const Summary& p) const { return p.stride; }
@@ -42,12 +41,17 @@ struct StrideOf {
   std::optional<std::int64_t> operator()(const auto&) const { return std::nullopt; }
 };
 
-std::optional<std::int64_t> first_stride(const std::vector<std::string>& attention) {
-  for (const std::string& spec : attention)
+// The width of the matrix in which a plain sequence is laid out: the first stride that the patterns
+// name, else their widest window, else the integer nearest above sqrt(context).
+std::int64_t row_width(const ModelConfig& model) {
+  std::int64_t window = 0;
+  for (const std::string& spec : model.attention)
     for (const HeadPattern& head : parse_pattern(spec).kinds)
-      for (const Part& part : head.parts)
-        if (const auto stride = std::visit(StrideOf{}, part)) return stride;
-  return std::nullopt;
+      for (const Part& part : head.parts) {
+        if (const auto stride = std::visit(StrideOf{}, part)) return *stride;
+        if (const auto* local = std::get_if<Local>(&part)) window = std::max(window, local->window);
+      }
+  return window > 0 ? window : ceil_sqrt(model.context);
 }
 
 void in_range(std::string_view key, std::int64_t value, std::int64_t low, std::int64_t high) {
@@ -155,7 +159,7 @@ void validate_train(const TrainConfig& t) {
 
 std::vector<std::int64_t> ModelConfig::position_axes() const {
   if (!axes.empty()) return axes;
-  const std::int64_t l = std::min(context, first_stride(attention).value_or(ceil_sqrt(context)));
+  const std::int64_t l = std::min(context, row_width(*this));
   return {ceil_div(context, l), l};
 }
 

@@ -63,6 +63,10 @@ TEST(Config, PositionAxesFollowTheFirstStride) {
   EXPECT_EQ(model.position_axes(), (std::vector<std::int64_t>{97, 128}));
   model.attention = {"global(4), local(96)"};
   EXPECT_EQ(model.position_axes(), (std::vector<std::int64_t>{129, 96}));
+  model.attention = {"local(2), local(96)", "local(4), strided(128)"};  // a stride beats windows
+  EXPECT_EQ(model.position_axes(), (std::vector<std::int64_t>{97, 128}));
+  model.attention = {"local(2), local(96), local(4)"};  // the widest
+  EXPECT_EQ(model.position_axes(), (std::vector<std::int64_t>{129, 96}));
   model.attention = {"dense"};
   model.context = 1000;
   EXPECT_EQ(model.position_axes(), (std::vector<std::int64_t>{32, 32}));

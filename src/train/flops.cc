@@ -1,13 +1,9 @@
 #include "train/flops.h"
 
-#include <algorithm>
-#include <chrono>
 #include <map>
 
 #include "model/layer_plans.h"
-#include "ops/linear/linear.h"
 #include "pattern/work.h"
-#include "tensor/tensor.h"
 
 namespace longstride {
 
@@ -42,23 +38,6 @@ double training_flops(const ModelConfig& model, const ParameterLayout& layout) {
   }
   const auto head_widths = static_cast<double>((model.qk() + model.width) / model.heads);
   return 6 * products + 6 * head_widths * pairs / static_cast<double>(model.context);
-}
-
-double measure_peak_flops() {
-  constexpr std::int64_t kSize = 1024;
-  constexpr int kRuns = 4;  // the first one warms up
-  const Buffer<float> x(kSize * kSize), w(kSize * kSize), y(kSize * kSize);
-  double best = 0;
-  for (int run = 0; run < kRuns; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    ops::linear_forward(ops::Linear<float>{.x = x.matrix(kSize, kSize),
-                                           .weight = w.matrix(kSize, kSize),
-                                           .bias = {},
-                                           .y = y.matrix(kSize, kSize)});
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    best = std::max(best, 2.0 * kSize * kSize * kSize / took.count());
-  }
-  return best;
 }
 
 }  // namespace longstride

@@ -1,4 +1,4 @@
-// Needed work of a training step, and what this machine can do at most.
+// Needed work of a training step.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,5 @@ namespace longstride {
 // (2 forward, 4 backward) and 6 (d_qk + d_v) a kept pair of each head. Recomputation, norms and
 // look-ups are not counted.
 double training_flops(const ModelConfig& model, const ParameterLayout& layout);
-
-// Operations a second of a 1024^3 float32 matrix product, the best of a few runs (about 50 ms).
-double measure_peak_flops();
 
 }  // namespace longstride

@@ -7,6 +7,7 @@
 #include "files/checkpoint.h"
 #include "files/files.h"
 #include "longstride/error.h"
+#include "ops/linear/peak.h"
 #include "train/checkpoint_state.h"
 #include "train/flops.h"
 #include "train/memory.h"
@@ -81,7 +82,7 @@ TrainResult Trainer::run() {
   log_.emplace(options_.run, state_.step + 1, about_.metrics_bytes, observer_.on_warning);
   flops_a_step_ = training_flops(config_.model, layout_) *
                   static_cast<double>(config_.train.batch * config_.model.context);
-  peak_flops_ = measure_peak_flops();
+  peak_flops_ = ops::measure_peak_flops();
   first_step_ = state_.step;
   began_ = std::chrono::steady_clock::now();
 
