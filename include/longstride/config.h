@@ -27,8 +27,8 @@ struct ModelConfig {
 
   std::int64_t qk() const { return qk_width ? qk_width : width; }
   std::int64_t ff() const { return ff_width ? ff_width : 4 * width; }
-  // The position tables: `axes`, or for a plain sequence [rows, l], where l is the first stride that
-  // the patterns name, else their widest window, else the integer nearest above sqrt(context).
+  // The position tables: `axes`, or for a plain sequence [rows, l], where l is the first stride
+  // that the patterns name, else their widest window, else the integer nearest above sqrt(context).
   std::vector<std::int64_t> position_axes() const;
 
   bool operator==(const ModelConfig&) const = default;
