@@ -20,11 +20,11 @@ xz_bits() {
 }
 
 say "training small-text on $text (public domain, 1.1 MB)"
-if ! "$longstride" train small-text "$@" --data "$text" --run "$run"; then
+"$longstride" train small-text "$@" --data "$text" --run "$run" || {
   status=$?
-  [ $status -eq 75 ] && echo "stopped and saved; ./dev demo goes on from there" >&2
+  [ $status -ne 75 ] || echo "stopped and saved; ./dev demo goes on from there" >&2
   exit $status
-fi
+}
 
 say "evaluating on the last 5 % of the text, which training never saw"
 "$longstride" eval "$run" --data "$text" --split test --min-context 256 --json >"$run/test.json"
@@ -33,6 +33,7 @@ printf 'longstride  %.3f bits per byte\nxz -9       %s bits per byte (same bytes
   "$bits" "$(xz_bits)"
 
 say "a sample"
+printf 'ROMEO:\n'  # the prompt; sample prints what follows it
 "$longstride" sample "$run" --prompt $'ROMEO:\n' --length 400 --seed 7 --temperature 0.8
 echo
 
