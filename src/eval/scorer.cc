@@ -13,11 +13,9 @@ namespace {
 // All passes that run side by side stay below this.
 constexpr std::int64_t kPassMemory = std::int64_t{1} << 30;
 
-// Activations of one FullPass (model/inference.cc) and the nats of its window.
+// A FullPass and the nats of its window.
 std::int64_t pass_bytes(const ModelConfig& m) {
-  constexpr std::int64_t kLogitRows = 4096;
-  const std::int64_t row = 5 * m.width + 2 * m.qk() + m.ff() + m.heads + 1;
-  return 4 * (m.context * row + std::min(m.context, kLogitRows) * 256);
+  return full_pass_bytes(m) + m.context * static_cast<std::int64_t>(sizeof(float));
 }
 
 std::int64_t worker_count(const ModelConfig& m) {

@@ -92,6 +92,12 @@ ops::Embedding<T> embed(const ModelWeights<const T>& w, Matrix<T> y) {
 
 }  // namespace
 
+std::int64_t full_pass_bytes(const ModelConfig& m) {
+  const std::int64_t row = 5 * m.width + 2 * m.qk() + m.ff() + m.heads;  // Rows, and lse
+  const std::int64_t elements = m.context * row + std::min(m.context, kLogitRows) * 256;
+  return elements * static_cast<std::int64_t>(sizeof(float));
+}
+
 template <class T>
 struct FullPass<T>::State {
   explicit State(const ModelConfig& config)

@@ -11,6 +11,9 @@
 
 namespace longstride {
 
+// What a FullPass<float> of this model owns.
+std::int64_t full_pass_bytes(const ModelConfig& model);
+
 template <class T>
 class FullPass {
  public:
