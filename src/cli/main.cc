@@ -60,6 +60,12 @@ int run(Program& program, int argc, char** argv) {
   } catch (const CLI::Success& help) {
     program.app.exit(help);
     return 0;
+  } catch (const CLI::ExtrasError& e) {
+    const auto extras = program.app.remaining();
+    const bool command = program.app.get_subcommands().empty() && !extras.empty() &&
+                         !extras.front().starts_with('-');
+    if (!command) return fail(kUsage, std::string("usage: ") + e.what());
+    return fail(kUsage, "usage: '" + extras.front() + "' is not a command, see longstride --help");
   } catch (const CLI::ParseError& e) {
     return fail(kUsage, std::string("usage: ") + e.what());
   }
