@@ -11,6 +11,8 @@
 #include <mutex>
 #include <thread>
 
+#include "base/integers.h"
+
 namespace longstride {
 
 namespace {
@@ -175,7 +177,7 @@ void parallel_for(std::int64_t count, const Task& task) {
 
 void parallel_ranges(std::int64_t count, std::int64_t grain,
                      const std::function<void(std::int64_t, std::int64_t)>& task) {
-  const std::int64_t pieces = (count + grain - 1) / grain;
+  const std::int64_t pieces = ceil_div(count, grain);
   parallel_for(pieces, [&](std::int64_t p) { task(p * grain, std::min(count, (p + 1) * grain)); });
 }
 

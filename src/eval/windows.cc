@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/integers.h"
 #include "longstride/error.h"
 
 namespace longstride {
@@ -14,7 +15,7 @@ Windows::Windows(std::int64_t symbols, std::int64_t context, std::int64_t min_co
   if (symbols < 0) throw invalid_argument("eval: ", symbols, " symbols to score, want >= 0");
   const std::int64_t step = context - min_context;
   const std::int64_t behind_first = std::max<std::int64_t>(0, symbols - context);
-  count_ = symbols == 0 ? 0 : 1 + (behind_first + step - 1) / step;
+  count_ = symbols == 0 ? 0 : 1 + ceil_div(behind_first, step);
 }
 
 Window Windows::operator[](std::int64_t w) const {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string_view>
 
+#include "base/integers.h"
 #include "longstride/error.h"
 #include "longstride/pattern.h"
 #include "model/parameters.h"
@@ -22,8 +23,6 @@ constexpr std::int64_t kMaxBatch = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxParameters = std::int64_t{1} << 40;
 constexpr std::int64_t kMaxCount = std::int64_t{1} << 53;  // steps and symbols: exact in a double
 constexpr std::size_t kMaxAxes = 8;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
 
 std::int64_t ceil_sqrt(std::int64_t n) {
   auto root = static_cast<std::int64_t>(std::sqrt(static_cast<double>(n)));

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "base/integers.h"
 #include "base/rng.h"
 #include "base/threads.h"
 
@@ -39,7 +40,7 @@ class Builder {
     Parameter p{name, std::move(shape), layout_.extent, 1, deviation, constant};
     for (const std::int64_t extent : p.shape) p.size *= extent;
     layout_.count += p.size;
-    layout_.extent += (p.size + kAlign - 1) / kAlign * kAlign;
+    layout_.extent += ceil_div(p.size, kAlign) * kAlign;
     layout_.tensors.push_back(std::move(p));
   }
 

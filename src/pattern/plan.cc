@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/integers.h"
 #include "longstride/error.h"
 #include "pattern/cuts.h"
 #include "pattern/parts.h"
@@ -9,8 +10,6 @@
 namespace longstride {
 
 namespace {
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a - 1) / b + 1; }
 
 std::int64_t stride_of(const Part& part) {
   if (const auto* p = std::get_if<Column>(&part)) return p->stride;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/integers.h"
 #include "base/threads.h"
 #include "ops/adamw/adamw.h"
 #include "ops/adamw/adamw_ref.h"
@@ -86,7 +87,7 @@ void adamw(const AdamW<float>& op) {
 }
 
 double global_norm(Vector<const float> x) {
-  std::vector<double> sums(static_cast<std::size_t>((x.size + kGrain - 1) / kGrain));
+  std::vector<double> sums(static_cast<std::size_t>(ceil_div(x.size, kGrain)));
   parallel_ranges(x.size, kGrain, [&](std::int64_t begin, std::int64_t end) {
     sums[static_cast<std::size_t>(begin / kGrain)] =
         HWY_DYNAMIC_DISPATCH(sum_of_squares)(x.data + begin, end - begin);

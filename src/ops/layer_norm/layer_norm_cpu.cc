@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/integers.h"
 #include "base/threads.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/simd.h"
@@ -98,7 +99,7 @@ void layer_norm(const LayerNorm<float>& op) {
 }
 
 void layer_norm_backward(const LayerNormBackward<float>& op) {
-  const std::int64_t C = op.x.cols, pieces = (op.x.rows + kRows - 1) / kRows;
+  const std::int64_t C = op.x.cols, pieces = ceil_div(op.x.rows, kRows);
   thread_local std::vector<float> scratch;  // [pieces, 2 C]
   scratch.assign(static_cast<std::size_t>(pieces * 2 * C), 0.0f);
   float* const sums = scratch.data();

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/integers.h"
 #include "base/threads.h"
 #include "longstride/error.h"
 #include "ops/linear/linear.h"
@@ -35,11 +36,9 @@ struct Tile {
   std::int64_t rows, cols;
 };
 
-std::int64_t pieces(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
-
 // n cut into equal parts of at least `size`.
 std::int64_t equal_part(std::int64_t n, std::int64_t size) {
-  return pieces(pieces(n, std::max<std::int64_t>(1, n / size)), 16) * 16;
+  return ceil_div(ceil_div(n, std::max<std::int64_t>(1, n / size)), 16) * 16;
 }
 
 // From a certain size on (1 / rows + 1 / cols < 0.0038 in oneDNN 2.6) a product copies its operands
@@ -51,9 +50,10 @@ Tile tile_for(std::int64_t rows, std::int64_t cols) {
   if (rows / kCopyRows * (cols / kCopyCols) >= kCopyTasks)
     return {equal_part(rows, kCopyRows), equal_part(cols, kCopyCols)};
   Tile tile{std::min<std::int64_t>(rows, 128), std::min<std::int64_t>(cols, 512)};
-  while (tile.cols > 128 && pieces(rows, tile.rows) * pieces(cols, tile.cols) < kTasks)
-    tile.cols = pieces(tile.cols, 32) * 16;
-  if (pieces(rows, tile.rows) * pieces(cols, tile.cols) < kTasks) tile.rows = std::min(rows, kRows);
+  while (tile.cols > 128 && ceil_div(rows, tile.rows) * ceil_div(cols, tile.cols) < kTasks)
+    tile.cols = ceil_div(tile.cols, 32) * 16;
+  if (ceil_div(rows, tile.rows) * ceil_div(cols, tile.cols) < kTasks)
+    tile.rows = std::min(rows, kRows);
   return tile;
 }
 
@@ -76,8 +76,8 @@ struct Start {
 void multiply(Operand a, Operand b, std::int64_t K, Start start, Matrix<float> c) {
   if (c.rows == 0 || c.cols == 0) return;
   const Tile tile = tile_for(c.rows, c.cols);
-  const std::int64_t tiles_down = pieces(c.rows, tile.rows);
-  const std::int64_t tiles_across = pieces(c.cols, tile.cols);
+  const std::int64_t tiles_down = ceil_div(c.rows, tile.rows);
+  const std::int64_t tiles_across = ceil_div(c.cols, tile.cols);
   parallel_for(tiles_down * tiles_across, [&](std::int64_t task) {
     const std::int64_t row = task / tiles_across * tile.rows;
     const std::int64_t col = task % tiles_across * tile.cols;
@@ -98,7 +98,7 @@ void multiply(Operand a, Operand b, std::int64_t K, Start start, Matrix<float> c
 
 // dbias[n] += sum over rows: pieces of kBiasRows rows side by side, then the pieces in order.
 void add_column_sums(Matrix<const float> dy, Vector<float> dbias) {
-  const std::int64_t N = dy.cols, parts = pieces(dy.rows, kBiasRows);
+  const std::int64_t N = dy.cols, parts = ceil_div(dy.rows, kBiasRows);
   thread_local std::vector<float> scratch;
   scratch.assign(static_cast<std::size_t>(parts * N), 0.0f);
   float* const sums = scratch.data();

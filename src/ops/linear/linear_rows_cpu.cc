@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/integers.h"
 #include "base/threads.h"
 #include "hwy/cache_control.h"
 #include "ops/linear/linear.h"
@@ -141,8 +142,8 @@ void linear_rows(const Linear<float>& op) {
   const std::int64_t R = op.x.rows, K = op.x.cols, N = op.y.cols;
   const std::int64_t per_col = std::max<std::int64_t>(1, K * std::min(R, kTileRows));
   const std::int64_t tile_cols = (kWork / per_col / kMinCols + 1) * kMinCols;
-  const std::int64_t down = (R + kTileRows - 1) / kTileRows;
-  const std::int64_t across = (N + tile_cols - 1) / tile_cols;
+  const std::int64_t down = ceil_div(R, kTileRows);
+  const std::int64_t across = ceil_div(N, tile_cols);
   parallel_for(down * across, [&](std::int64_t task) {
     const std::int64_t row = task / across * kTileRows, col = task % across * tile_cols;
     const std::int64_t rows = std::min(kTileRows, R - row), cols = std::min(tile_cols, N - col);
