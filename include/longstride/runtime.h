@@ -27,6 +27,8 @@ struct BenchRow {
   double size = 0;              // what the series varies: N; 0: nothing
   double seconds = 0;           // of one call, the fastest of several
   double flops = 0, bytes = 0;  // needed work and least traffic of one call
+  double tile_flops = 0;        // work done, where tiles compute unkept pairs as well; 0: flops
+  bool bf16 = false;            // held against peak_bf16_flops
 };
 // seconds ~ size^exponent over the rows of one series (least squares of the logarithms).
 struct BenchFit {
@@ -34,8 +36,9 @@ struct BenchFit {
   double exponent = 0;
 };
 struct BenchReport {
-  double peak_flops = 0;  // a second; f32 matrix product
-  double peak_bytes = 0;  // a second; copy, bytes read + written
+  double peak_flops = 0;       // a second; f32 matrix product
+  double peak_bf16_flops = 0;  // a second; bf16 matrix product
+  double peak_bytes = 0;       // a second; copy, bytes read + written
   std::vector<BenchRow> rows;
   std::vector<BenchFit> fits;
 };

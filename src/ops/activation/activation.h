@@ -6,6 +6,7 @@
 // Element by element; an element's bits do not depend on its place.
 #pragma once
 
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::ops {
@@ -18,6 +19,7 @@ struct Activation {
 
 void activation(const Activation<float>& op);
 void activation(const Activation<double>& op);
+void activation(const Activation<bf16>& op);
 
 template <class T>
 struct ActivationBackward {
@@ -27,6 +29,7 @@ struct ActivationBackward {
 
 void activation_backward(const ActivationBackward<float>& op);
 void activation_backward(const ActivationBackward<double>& op);
+void activation_backward(const ActivationBackward<bf16>& op);
 
 namespace cpu {  // shapes are checked
 void activation(const Activation<float>& op);

@@ -21,35 +21,39 @@
 #include <vector>
 
 #include "pattern/plan.h"
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::ops {
 
 inline constexpr std::int64_t kKeyChunk = 64;
 
-template <class T>
+// A: float, double, or bf16, where scores, softmax and sums are float.
+template <class A>
 struct Attention {
   const AttentionPlan* plan = nullptr;  // plan->kind_of_head.size() == q.heads; length >= q.length
-  Heads<const T> q, k;                  // [B, N, H, d_qk]
-  Heads<const T> v;                     // [B, N, H, d_v]
-  Heads<T> out;                         // [B, N, H, d_v], overwritten
-  Vector<T> lse;                        // [B, H, N], overwritten
-  T scale = 1;
+  Heads<const A> q, k;                  // [B, N, H, d_qk]
+  Heads<const A> v;                     // [B, N, H, d_v]
+  Heads<A> out;                         // [B, N, H, d_v], overwritten
+  Vector<Accumulated<A>> lse;           // [B, H, N], overwritten
+  Accumulated<A> scale = 1;
 };
 
 void attention(const Attention<float>& op);
+void attention(const Attention<bf16>& op);
 void attention(const Attention<double>& op);
 
-template <class T>
+template <class A>
 struct AttentionBackward {
   const AttentionPlan* plan = nullptr;
-  Heads<const T> q, k, v, out, dout;
-  Vector<const T> lse;  // [B, H, N]
-  Heads<T> dq, dk, dv;  // overwritten
-  T scale = 1;
+  Heads<const A> q, k, v, out, dout;
+  Vector<const Accumulated<A>> lse;  // [B, H, N]
+  Heads<Accumulated<A>> dq, dk, dv;  // overwritten
+  Accumulated<A> scale = 1;
 };
 
 void attention_backward(const AttentionBackward<float>& op);
+void attention_backward(const AttentionBackward<bf16>& op);
 void attention_backward(const AttentionBackward<double>& op);
 
 }  // namespace longstride::ops

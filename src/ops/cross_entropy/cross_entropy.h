@@ -8,21 +8,23 @@
 
 #include <cstdint>
 
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::ops {
 
-template <class T>
+template <class T, class A = T>
 struct CrossEntropy {
   Matrix<const T> logits;                 // [R, V]
   const std::uint8_t* targets = nullptr;  // [R]
   Vector<T> nats;                         // [R]
-  Matrix<T> dlogits;                      // [R, V], overwritten, may be logits; empty: not wanted
+  Matrix<A> dlogits;                      // [R, V], overwritten, may be logits; empty: not wanted
   T scale = 1;
 };
 
 void cross_entropy(const CrossEntropy<float>& op);
 void cross_entropy(const CrossEntropy<double>& op);
+void cross_entropy(const CrossEntropy<float, bf16>& op);
 
 namespace cpu {  // shapes are checked
 void cross_entropy(const CrossEntropy<float>& op);

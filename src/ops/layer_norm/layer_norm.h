@@ -10,21 +10,23 @@
 // A row's bits depend on that row only. dgain, dbias: rows are summed in fixed pieces, in order.
 #pragma once
 
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::ops {
 
-template <class T>
+template <class T, class A = T>
 struct LayerNorm {
   Matrix<const T> x;           // [R, C]
   Vector<const T> gain, bias;  // [C]
-  Matrix<T> y;                 // [R, C], may be x
+  Matrix<A> y;                 // [R, C], may be x
   Vector<T> mean, rstd;        // [R], kept for backward; both empty: not wanted
   T eps = T(1e-5);
 };
 
 void layer_norm(const LayerNorm<float>& op);
 void layer_norm(const LayerNorm<double>& op);
+void layer_norm(const LayerNorm<float, bf16>& op);
 
 template <class T>
 struct LayerNormBackward {

@@ -4,24 +4,29 @@
 //   dx[r, k] = sum_n dy[r, n] W[k, n]     dW[k, n] += sum_r x[r, k] dy[r, n]     db[n] += sum_r
 //   dy[r, n]
 //
-// Overloads: float runs fast (oneDNN on fixed tiles, so the bits do not depend on the thread
-// count), double runs the plain formula of linear_ref.h.
+// Overloads: float and bf16 run fast (oneDNN on fixed tiles, so the bits do not depend on the
+// thread count), double runs the plain formula of linear_ref.h. bf16 products are summed in float
+// and rounded once, at the end; a CPU without bf16 instructions multiplies the same values in
+// float.
 #pragma once
 
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::ops {
 
-template <class T>
+template <class A, class Y = A>
 struct Linear {
-  Matrix<const T> x;       // [R, K]
-  Matrix<const T> weight;  // [K, N]
-  Vector<const T> bias;    // [N] or empty
-  Matrix<T> y;             // [R, N], overwritten
+  Matrix<const A> x;                  // [R, K]
+  Matrix<const A> weight;             // [K, N]
+  Vector<const Accumulated<A>> bias;  // [N] or empty
+  Matrix<Y> y;                        // [R, N], overwritten
 };
 
 void linear_forward(const Linear<float>& op);
 void linear_forward(const Linear<double>& op);
+void linear_forward(const Linear<bf16>& op);
+void linear_forward(const Linear<bf16, float>& op);
 
 // The same formula for inference: each output row has bits that depend on its own input row only,
 // never on how many rows are in the call. This is what makes decoding one position equal the full
@@ -29,17 +34,19 @@ void linear_forward(const Linear<double>& op);
 void linear_rows(const Linear<float>& op);
 void linear_rows(const Linear<double>& op);
 
-template <class T>
+template <class A, class D = A>
 struct LinearBackward {
-  Matrix<const T> x, weight, dy;  // [R, K], [K, N], [R, N]
-  Matrix<T> dx;                   // [R, K]; empty: not wanted
-  bool add_to_dx = false;         // dx += instead of dx =
-  Matrix<T> dweight;              // [K, N], +=
-  Vector<T> dbias;                // [N], +=; empty: no bias
+  Matrix<const A> x, weight, dy;   // [R, K], [K, N], [R, N]
+  Matrix<D> dx;                    // [R, K]; empty: not wanted
+  bool add_to_dx = false;          // dx += instead of dx =; not for a dx of bf16
+  Matrix<Accumulated<A>> dweight;  // [K, N], +=
+  Vector<Accumulated<A>> dbias;    // [N], +=; empty: no bias
 };
 
 void linear_backward(const LinearBackward<float>& op);
 void linear_backward(const LinearBackward<double>& op);
+void linear_backward(const LinearBackward<bf16>& op);
+void linear_backward(const LinearBackward<bf16, float>& op);
 
 namespace cpu {  // shapes are checked
 void linear_forward(const Linear<float>& op);

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::ops {
@@ -22,25 +23,28 @@ struct Dropout {
   std::int64_t first_row = 0;  // of this micro-batch within the step
 };
 
-template <class T>
+template <class T, class A = T>
 struct Residual {
-  Matrix<const T> h, x;  // [R, C], contiguous
-  Matrix<T> y;           // [R, C], may be h
+  Matrix<const T> h;  // [R, C], contiguous
+  Matrix<const A> x;  // [R, C], contiguous
+  Matrix<T> y;        // [R, C], may be h
   Dropout dropout;
 };
 
 void residual(const Residual<float>& op);
 void residual(const Residual<double>& op);
+void residual(const Residual<float, bf16>& op);
 
-template <class T>
+template <class T, class A = T>
 struct ResidualBackward {
   Matrix<const T> dy;
-  Matrix<T> dx;  // overwritten; may not be dy
+  Matrix<A> dx;  // overwritten; may not be dy
   Dropout dropout;
 };
 
 void residual_backward(const ResidualBackward<float>& op);
 void residual_backward(const ResidualBackward<double>& op);
+void residual_backward(const ResidualBackward<float, bf16>& op);
 
 namespace cpu {  // shapes are checked
 void residual(const Residual<float>& op);
