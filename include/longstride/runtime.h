@@ -20,6 +20,16 @@ struct Fact {
 // Processor, instruction set, cores, memory, libraries, what is built in, environment in force.
 std::vector<Fact> doctor();
 
+// Where the time of training steps goes: seconds by operation, since profiling was switched on or
+// the profile was last taken, the longest first. set_profiling(true) starts from nothing.
+struct ProfileRow {
+  const char* name = nullptr;
+  double seconds = 0;
+  std::int64_t calls = 0;
+};
+void set_profiling(bool on);
+std::vector<ProfileRow> take_profile();
+
 // Times on this machine, one row each, beside what the machine can do (measured in the same run).
 struct BenchRow {
   std::string series;           // "attention strided(sqrt N)", "linear"

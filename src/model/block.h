@@ -4,6 +4,11 @@
 //   b = dropout(ff(norm2(m)))             h' = m + b = h + a + b
 //
 // attention: q, k, v linear; masked attention; out linear.   ff: ff1, x sigmoid(1.702 x), ff2.
+//
+// Everything but the attention takes each row by itself. It runs in row blocks that stay in the
+// cache from one operation to the next, and what is cheap to get again from a row block (norm1(h),
+// norm2(m), the activation) is not kept. T: type of the residual stream, statistics, biases and
+// gradients of weights. A: of what products and attention read (bf16, or T).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +17,7 @@
 #include "model/weights.h"
 #include "ops/residual/residual.h"
 #include "pattern/plan.h"
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride {
@@ -27,54 +33,66 @@ struct BlockShape {
         ff(model.ff()) {}
   std::int64_t batch, length, heads, width, qk, ff;
   std::int64_t rows() const { return batch * length; }
+  std::int64_t row_block() const;  // rows of a row block, Z
 };
 
 // What backward needs of a block's forward pass, beside its input.
-template <class T>
+template <class T, class A>
 struct BlockActivations {
   BlockActivations() = default;
-  explicit BlockActivations(const BlockShape& s);
-  static std::int64_t elements(const BlockShape& s);
+  // whole: `mid` and `f1` too, so that nothing has to be computed again but elementwise steps.
+  BlockActivations(const BlockShape& s, bool whole);
+  static std::int64_t bytes(const BlockShape& s, bool whole);
 
-  Buffer<T> x1, mean1, rstd1;  // norm1(h) [R, d], its statistics [R]
-  Buffer<T> q, k, v;           // [R, qk], [R, qk], [R, d]
-  Buffer<T> att, lse;          // [R, d], [B, H, N]
-  Buffer<T> mid;               // m [R, d]
-  Buffer<T> x2, mean2, rstd2;  // norm2(m)
-  Buffer<T> f1, f2;            // before and after the activation [R, ff]
+  Buffer<T> mean1, rstd1, mean2, rstd2;  // statistics of the norms [R]
+  Buffer<A> q, k, v;                     // [R, qk], [R, qk], [R, d]
+  Buffer<A> att;                         // [R, d]
+  Buffer<T> lse;                         // [B, H, N]
+  Buffer<T> mid;                         // m [R, d], or empty
+  Buffer<A> f1;                          // before the activation [R, ff], or empty
 };
 
 // Buffers that every block uses in turn.
-template <class T>
+template <class T, class A>
 struct BlockScratch {
   BlockScratch() = default;
   explicit BlockScratch(const BlockShape& s);
-  static std::int64_t elements(const BlockShape& s);
+  static std::int64_t bytes(const BlockShape& s);
 
-  Buffer<T> branch;      // end of a residual branch, or its gradient [R, d]
-  Buffer<T> dff;         // [R, ff]
-  Buffer<T> dx, datt;    // [R, d]
+  // Of one row block:
+  Buffer<A> x, branch;    // output of a norm; end of a residual branch, or its gradient [Z, d]
+  Buffer<T> mid;          // [Z, d]
+  Buffer<A> f1, f2, dff;  // [Z, ff]
+  Buffer<T> dx;           // [Z, d]
+  Buffer<A> dqkv;         // [Z, max(qk, d)]; empty where A is T
+  // Of all rows:
+  Buffer<A> datt;        // [R, d]
   Buffer<T> dq, dk, dv;  // [R, qk], [R, qk], [R, d]
 };
 
-template <class T>
+template <class T, class A>
 struct BlockCall {
   BlockShape shape;
   const AttentionPlan& plan;
   T scale;  // of the scores
-  const BlockWeights<const T>& weights;
+  const BlockWeights<const T, const A>& weights;
   ops::Dropout dropout;  // lane of the attention branch; the ff branch takes lane + 1
-  BlockActivations<T>& kept;
-  BlockScratch<T>& scratch;
+  BlockActivations<T, A>& kept;
+  BlockScratch<T, A>& scratch;
 };
 
-// h_next = block(h); fills call.kept. h_next may be empty: only kept is wanted (recompute).
-template <class T>
-void block_forward(const BlockCall<T>& call, Matrix<const T> h, Matrix<T> h_next);
+// h_next = block(h); fills call.kept.
+template <class T, class A>
+void block_forward(const BlockCall<T, A>& call, Matrix<const T> h, Matrix<T> h_next);
+
+// The first half of the same: norm1 to attention, which is what backward needs of a block whose
+// forward pass was not kept.
+template <class T, class A>
+void block_attention(const BlockCall<T, A>& call, Matrix<const T> h);
 
 // dh: gradient of the block's output on entry, of its input on return. gradients +=.
-template <class T>
-void block_backward(const BlockCall<T>& call, Matrix<const T> h, Matrix<T> dh,
-                    const BlockWeights<T>& gradients);
+template <class T, class A>
+void block_backward(const BlockCall<T, A>& call, Matrix<const T> h, Matrix<T> dh,
+                    const BlockWeights<T, T>& gradients);
 
 }  // namespace longstride

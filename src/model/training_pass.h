@@ -17,7 +17,8 @@ struct TrainingBytes {
 };
 
 // What a TrainingPass<float> of this shape will own.
-TrainingBytes training_bytes(const ModelConfig& model, std::int64_t batch, bool recompute);
+TrainingBytes training_bytes(const ModelConfig& model, std::int64_t batch, bool recompute,
+                             bool in_bf16);
 
 struct PassKey {  // what dropout is a function of
   std::uint64_t seed = 0, step = 0;
@@ -25,11 +26,19 @@ struct PassKey {  // what dropout is a function of
 };
 
 template <class T>
+class AnyPass {
+ public:
+  virtual ~AnyPass() = default;
+  virtual double run(Vector<const T> weights, const std::uint8_t* tokens, double scale,
+                     const PassKey& key, Vector<T> gradients) = 0;
+};
+
+template <class T>
 class TrainingPass {
  public:
   // `recompute`: only the input of each block is kept and the block runs again in backward. Same
-  // bits either way.
-  TrainingPass(const ModelConfig& model, std::int64_t batch, bool recompute);
+  // bits either way. `in_bf16`: TrainConfig::precision is "bf16"; T is float.
+  TrainingPass(const ModelConfig& model, std::int64_t batch, bool recompute, bool in_bf16 = false);
   ~TrainingPass();
 
   // tokens [batch, context]. Returns the sum of -log p over all batch * context bytes, in nats;
@@ -38,8 +47,7 @@ class TrainingPass {
              Vector<T> gradients);
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  std::unique_ptr<AnyPass<T>> pass_;
 };
 
 extern template class TrainingPass<float>;

@@ -1,5 +1,6 @@
 // The flat parameter array seen as the tensors of the network. With T const these are weights, with
-// T mutable their gradients.
+// T mutable their gradients. The matrices that products read may come from a second array of the
+// same layout in type A (bf16 copies of float weights).
 #pragma once
 
 #include <cstdint>
@@ -19,36 +20,37 @@ struct NormWeights {
   Vector<T> gain, bias;  // [d]
 };
 
-template <class T>
+template <class T, class A = T>
 struct LinearWeights {
-  Matrix<T> weight;  // [in, out]
+  Matrix<A> weight;  // [in, out]
   Vector<T> bias;    // [out]
 };
 
-template <class T>
+template <class T, class A = T>
 struct BlockWeights {
   NormWeights<T> norm1;
-  LinearWeights<T> q, k, v, out;
+  LinearWeights<T, A> q, k, v, out;
   NormWeights<T> norm2;
-  LinearWeights<T> ff1, ff2;
+  LinearWeights<T, A> ff1, ff2;
 };
 
-template <class T>
+template <class T, class A = T>
 struct ModelWeights {
   Matrix<T> bytes;              // [256, d]
   std::vector<Matrix<T>> axes;  // [extent, d]
   Vector<T> start;              // [d]
-  std::vector<BlockWeights<T>> blocks;
+  std::vector<BlockWeights<T, A>> blocks;
   NormWeights<T> norm;
-  Matrix<T> head;  // [d, 256]
+  Matrix<A> head;  // [d, 256]
 };
 
 // Walks the layout in its own order, the one in which parameters.cc appends.
-template <class T>
-ModelWeights<T> view_weights(const ModelConfig& model, const ParameterLayout& layout,
-                             Vector<T> flat) {
-  if (flat.size != layout.extent)
-    throw internal_error("weights: array of ", flat.size, " elements, want ", layout.extent);
+template <class T, class A>
+ModelWeights<T, A> view_weights(const ModelConfig& model, const ParameterLayout& layout,
+                                Vector<T> flat, Vector<A> matrices) {
+  if (flat.size != layout.extent || matrices.size != layout.extent)
+    throw internal_error("weights: arrays of ", flat.size, " and ", matrices.size,
+                         " elements, want ", layout.extent);
   std::size_t next = 0;
   const auto vector = [&] {
     const Parameter& p = layout.tensors.at(next++);
@@ -62,12 +64,16 @@ ModelWeights<T> view_weights(const ModelConfig& model, const ParameterLayout& la
     const Vector<T> gain = vector(), bias = vector();
     return NormWeights<T>{gain, bias};
   };
+  const auto factor = [&] {
+    const Parameter& p = layout.tensors.at(next++);
+    return matrix(matrices.data + p.offset, p.shape.at(0), p.shape.at(1));
+  };
   const auto linear = [&] {
-    const Matrix<T> weight = table();
-    return LinearWeights<T>{weight, vector()};
+    const Matrix<A> weight = factor();
+    return LinearWeights<T, A>{weight, vector()};
   };
 
-  ModelWeights<T> w;
+  ModelWeights<T, A> w;
   w.bytes = table();
   for (std::size_t a = model.position_axes().size(); a > 0; --a) w.axes.push_back(table());
   w.start = vector();
@@ -83,10 +89,16 @@ ModelWeights<T> view_weights(const ModelConfig& model, const ParameterLayout& la
     b.ff2 = linear();
   }
   w.norm = norm();
-  w.head = table();
+  w.head = factor();
   if (next != layout.tensors.size())
     throw internal_error("weights: ", layout.tensors.size(), " tensors, the model takes ", next);
   return w;
+}
+
+template <class T>
+ModelWeights<T> view_weights(const ModelConfig& model, const ParameterLayout& layout,
+                             Vector<T> flat) {
+  return view_weights(model, layout, flat, flat);
 }
 
 }  // namespace longstride

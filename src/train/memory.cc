@@ -59,15 +59,16 @@ MemoryPlan plan_memory(const Config& config, const ParameterLayout& layout,
                        std::int64_t available) {
   const TrainConfig& t = config.train;
   const std::int64_t array = layout.extent * static_cast<std::int64_t>(sizeof(float));
+  const bool in_bf16 = t.precision == "bf16";
   MemoryPlan plan;
   plan.parameters = layout.count;
   plan.weights = plan.gradients = array;
   plan.optimizer = 2 * array;
   plan.averages = t.ema > 0 ? array : 0;
   plan.available = available;
-  TrainingBytes pass = training_bytes(config.model, micro_batch(t), false);
+  TrainingBytes pass = training_bytes(config.model, micro_batch(t), false, in_bf16);
   plan.recompute = t.recompute == "on" || (t.recompute == "auto" && pass.total() > available / 2);
-  if (plan.recompute) pass = training_bytes(config.model, micro_batch(t), true);
+  if (plan.recompute) pass = training_bytes(config.model, micro_batch(t), true, in_bf16);
   plan.kept = pass.kept;
   plan.scratch = pass.scratch + (t.validate_every > 0 ? scorer_bytes(config.model) : 0);
   return plan;

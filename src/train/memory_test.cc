@@ -17,7 +17,7 @@ TEST(MemoryPlan, CountsEveryArray) {
   const MemoryPlan plan = plan_memory(config, layout, std::int64_t{1} << 40);
   EXPECT_EQ(plan.parameters, layout.count);
   EXPECT_EQ(plan.weights + plan.gradients + plan.optimizer + plan.averages, 5 * array);
-  EXPECT_EQ(plan.kept + plan.scratch, training_bytes(config.model, 4, false).total());
+  EXPECT_EQ(plan.kept + plan.scratch, training_bytes(config.model, 4, false, false).total());
   const std::int64_t without = plan.total();
   config.train.validate_every = 10;
   EXPECT_EQ(plan_memory(config, layout, std::int64_t{1} << 40).total(),
@@ -29,7 +29,7 @@ TEST(MemoryPlan, CountsEveryArray) {
 TEST(MemoryPlan, RecomputesWhereActivationsTakeMoreThanHalf) {
   Config config = test::small_config();
   const ParameterLayout layout(config.model);
-  const std::int64_t whole = training_bytes(config.model, 4, false).total();
+  const std::int64_t whole = training_bytes(config.model, 4, false, false).total();
   EXPECT_FALSE(plan_memory(config, layout, 2 * whole + 1).recompute);
   EXPECT_TRUE(plan_memory(config, layout, 2 * whole - 2).recompute);
   config.train.recompute = "off";

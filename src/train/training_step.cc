@@ -36,7 +36,7 @@ TrainingStep::TrainingStep(const Config& config, const ParameterLayout& layout, 
       layout_(layout),
       data_(data),
       order_(train, config.model.context, config.train.seed),
-      pass_(config.model, micro_batch(config.train), recompute),
+      pass_(config.model, micro_batch(config.train), recompute, config.train.precision == "bf16"),
       gradients_(layout.extent),
       tokens_(static_cast<std::size_t>(micro_batch(config.train) * config.model.context)) {
   for (const Parameter& t : layout.tensors)
