@@ -50,8 +50,12 @@ void linear_backward(const LinearBackward<bf16, float>& op);
 
 namespace cpu {  // shapes are checked
 void linear_forward(const Linear<float>& op);
+void linear_forward(const Linear<bf16>& op);
+void linear_forward(const Linear<bf16, float>& op);
 void linear_rows(const Linear<float>& op);
 void linear_backward(const LinearBackward<float>& op);
+void linear_backward(const LinearBackward<bf16>& op);
+void linear_backward(const LinearBackward<bf16, float>& op);
 }  // namespace cpu
 
 }  // namespace longstride::ops

@@ -14,13 +14,14 @@ struct Shape {
   std::int64_t rows, in, out;
 };
 
+template <class A>
 double flops_a_second(const Shape& shape) {
   constexpr int kRuns = 3;  // the first one warms up
-  const Buffer<float> x(shape.rows * shape.in), w(shape.in * shape.out), y(shape.rows * shape.out);
-  const Linear<float> op{.x = x.matrix(shape.rows, shape.in),
-                         .weight = w.matrix(shape.in, shape.out),
-                         .bias = {},
-                         .y = y.matrix(shape.rows, shape.out)};
+  const Buffer<A> x(shape.rows * shape.in), w(shape.in * shape.out), y(shape.rows * shape.out);
+  const Linear<A> op{.x = x.matrix(shape.rows, shape.in),
+                     .weight = w.matrix(shape.in, shape.out),
+                     .bias = {},
+                     .y = y.matrix(shape.rows, shape.out)};
   double best = 0;
   for (int run = 0; run < kRuns; ++run) {
     const auto start = std::chrono::steady_clock::now();
@@ -34,6 +35,8 @@ double flops_a_second(const Shape& shape) {
 
 }  // namespace
 
-double measure_peak_flops() { return flops_a_second({8192, 256, 1024}); }
+double measure_peak_flops() { return flops_a_second<float>({8192, 256, 1024}); }
+
+double measure_peak_bf16_flops() { return flops_a_second<bf16>({8192, 256, 1024}); }
 
 }  // namespace longstride::ops
