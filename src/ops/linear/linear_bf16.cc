@@ -34,26 +34,26 @@ void round(Matrix<const float> from, Matrix<bf16> to) {
 
 void linear_forward(const Linear<bf16, float>& op) {
   const Widened x(op.x), weight(op.weight);
-  linear_forward(Linear<float>{x.view, weight.view, op.bias, op.y});
+  cpu::linear_forward(Linear<float>{x.view, weight.view, op.bias, op.y});
 }
 
 void linear_forward(const Linear<bf16>& op) {
   std::vector<float> y(static_cast<std::size_t>(op.y.rows * op.y.cols));
   const Matrix<float> out{y.data(), op.y.rows, op.y.cols, op.y.cols};
-  linear_forward(Linear<bf16, float>{op.x, op.weight, op.bias, out});
+  cpu::linear_forward(Linear<bf16, float>{op.x, op.weight, op.bias, out});
   round(out, op.y);
 }
 
 void linear_backward(const LinearBackward<bf16, float>& op) {
   const Widened x(op.x), weight(op.weight), dy(op.dy);
-  linear_backward(LinearBackward<float>{x.view, weight.view, dy.view, op.dx, op.add_to_dx,
-                                        op.dweight, op.dbias});
+  cpu::linear_backward(LinearBackward<float>{x.view, weight.view, dy.view, op.dx, op.add_to_dx,
+                                             op.dweight, op.dbias});
 }
 
 void linear_backward(const LinearBackward<bf16>& op) {
   std::vector<float> dx(static_cast<std::size_t>(op.dx.rows * op.dx.cols));
   Matrix<float> out{op.dx.empty() ? nullptr : dx.data(), op.dx.rows, op.dx.cols, op.dx.cols};
-  linear_backward(
+  cpu::linear_backward(
       LinearBackward<bf16, float>{op.x, op.weight, op.dy, out, false, op.dweight, op.dbias});
   if (!op.dx.empty()) round(out, op.dx);
 }
