@@ -10,6 +10,7 @@
 #include "as_good_as.h"
 #include "base/threads.h"
 #include "longstride/error.h"
+#include "model/block.h"
 #include "model/formula.h"
 #include "model/inference.h"
 #include "model/parameters.h"
@@ -135,21 +136,42 @@ TEST_P(ModelPatterns, FloatIsCloseToDouble) {
   EXPECT_LE(test::relative_l2(g, g64), 2e-6);
 }
 
-TEST_P(ModelPatterns, RecomputeAndThreadsChangeNoBit) {
-  const auto m = small_model(pattern(), 0.3);
+// Values are rounded to 8 bits some twenty times on their way through two blocks.
+TEST_P(ModelPatterns, Bf16IsCloseToDouble) {
+  const auto m = small_model(pattern(), 0.1);
+  const auto w = random_weights<float>(m, 5);
+  const std::vector<double> w64(w.begin(), w.end());
+  const auto tokens = random_tokens(3 * m.context, 6);
+  TrainingPass<float> pass(m, 3, false, true);
+  TrainingPass<double> truth(m, 3, false);
+  std::vector<float> g(w.size());
+  std::vector<double> g64(w.size());
+  const double nats = pass.run(view(w), tokens.data(), 0.5, {1, 2, 0}, view(g));
+  const double nats64 = truth.run(view(w64), tokens.data(), 0.5, {1, 2, 0}, view(g64));
+  EXPECT_NE(nats, nats64);
+  EXPECT_NEAR(nats, nats64, 2e-3 * nats64);
+  EXPECT_LE(test::relative_l2(g, g64), 2e-2);
+}
+
+void expect_same_bits_any_way(const ModelConfig& m, bool in_bf16) {
   const auto w = random_weights<float>(m, 7);
   const auto tokens = random_tokens(4 * m.context, 8);
   std::vector<float> first;
   for (const int t : {1, 2, 4})
     for (const bool recompute : {false, true}) {
       set_threads(t);
-      TrainingPass<float> pass(m, 4, recompute);
+      TrainingPass<float> pass(m, 4, recompute, in_bf16);
       std::vector<float> g(w.size());
       pass.run(view(w), tokens.data(), 1, {5, 6, 0}, view(g));
       if (first.empty()) first = g;
-      EXPECT_EQ(first, g) << t << " threads, recompute " << recompute;
+      EXPECT_EQ(first, g) << t << " threads, recompute " << recompute << ", bf16 " << in_bf16;
     }
   set_threads(0);
+}
+
+TEST_P(ModelPatterns, RecomputeAndThreadsChangeNoBit) {
+  for (const bool in_bf16 : {false, true})
+    expect_same_bits_any_way(small_model(pattern(), 0.3), in_bf16);
 }
 
 template <class T>
@@ -220,6 +242,27 @@ TEST(Model, MicroBatchesAddUpToTheBatch) {
                    two.run(view(w), tokens.data() + 2 * m.context, 1, {1, 1, 2}, view(parts));
   EXPECT_NEAR(a, b, 1e-6 * a);
   EXPECT_LE(test::relative_l2(parts, whole), 1e-6);
+}
+
+// Three row blocks at once against one at a time, in which no sequence shares a block.
+TEST(Model, RowBlocksChangeNothingButRounding) {
+  auto m = small_model({"local(5) + column(5)", "row(20)"}, 0.25);
+  m.ff_width = 4096;
+  m.context = 300;
+  const auto w = random_weights<float>(m, 18);
+  const std::vector<double> w64(w.begin(), w.end());
+  const auto tokens = random_tokens(4 * m.context, 19);
+  ASSERT_EQ(BlockShape(m, 4).row_block(), 512);
+  TrainingPass<double> four(m, 4, true), one(m, 1, true);
+  std::vector<double> whole(w.size()), parts(w.size());
+  const double a = four.run(view(w64), tokens.data(), 1, {1, 1, 0}, view(whole));
+  double b = 0;
+  for (std::int64_t s = 0; s < 4; ++s)
+    b += one.run(view(w64), tokens.data() + s * m.context, 1, {1, 1, s}, view(parts));
+  EXPECT_NEAR(a, b, 1e-12 * a);
+  EXPECT_LE(test::relative_l2(parts, whole), 1e-12);
+  expect_same_bits_any_way(m, false);
+  expect_same_bits_any_way(m, true);
 }
 
 TEST(Model, AnUntrainedNetworkPaysEightBitsAByte) {

@@ -4,12 +4,11 @@
 // no int offset anywhere in this project.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
-#include <new>
 #include <type_traits>
+
+#include "tensor/memory.h"
 
 namespace longstride {
 
@@ -64,9 +63,7 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(std::int64_t size)
       : size_(size),
-        data_(static_cast<T*>(::operator new (bytes(size), std::align_val_t{kAlignment}))) {
-    std::memset(static_cast<void*>(data_.get()), 0, bytes(size));
-  }
+        data_(static_cast<T*>(allocate_zeroed(size * static_cast<std::int64_t>(sizeof(T))))) {}
 
   T* data() const { return data_.get(); }
   std::int64_t size() const { return size_; }
@@ -77,12 +74,8 @@ class Buffer {
   }
 
  private:
-  static constexpr std::size_t kAlignment = 64;
-  static std::size_t bytes(std::int64_t size) { return static_cast<std::size_t>(size) * sizeof(T); }
   struct Free {
-    void operator()(T* p) const {
-      ::operator delete (static_cast<void*>(p), std::align_val_t{kAlignment});
-    }
+    void operator()(T* p) const { release(p); }
   };
 
   std::int64_t size_ = 0;
