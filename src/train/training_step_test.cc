@@ -78,6 +78,26 @@ TEST(TrainingStep, SameBitsForAnyThreadsAndWithRecompute) {
   set_threads(before);
 }
 
+// The masters are float32 in both: what differs is rounding within a step.
+TEST(TrainingStep, Bf16LearnsAsFloatDoes) {
+  Config config = small_config();
+  config.train.steps = 60;
+  Bench in_float(config);
+  config.train.precision = "bf16";
+  Bench in_bf16(config), again(config, /*recompute=*/true);
+  double first = 0, float_bits = 0, bf16_bits = 0;
+  for (int s = 0; s < 60; ++s) {
+    float_bits = in_float.step.run(in_float.state).bits;
+    bf16_bits = in_bf16.step.run(in_bf16.state).bits;
+    again.step.run(again.state);
+    if (s == 0) first = float_bits;
+  }
+  EXPECT_NE(float_bits, bf16_bits);
+  EXPECT_NEAR(float_bits, bf16_bits, 0.03 * float_bits);
+  EXPECT_LT(bf16_bits, 0.5 * first);
+  EXPECT_TRUE(same_bits(in_bf16.state.weights.vector(), again.state.weights.vector()));
+}
+
 TEST(TrainingStep, StepsAreNumberedByTheState) {  // data and dropout differ from step to step
   Bench bench(small_config());
   const double first = bench.step.accumulate(bench.state);
