@@ -40,7 +40,8 @@ struct BenchRow {
   double tile_flops = 0;        // work done, where tiles compute unkept pairs as well; 0: flops
   bool bf16 = false;            // held against peak_bf16_flops
 };
-// seconds ~ size^exponent over the rows of one series (least squares of the logarithms).
+// seconds ~ size^exponent over the rows of one series and precision (least squares of the
+// logarithms).
 struct BenchFit {
   std::string series;
   double exponent = 0;
@@ -53,11 +54,37 @@ struct BenchReport {
   std::vector<BenchFit> fits;
 };
 
-// Forward + backward, B 1, H 4, D 64, for N = min_length, 2 min_length, ..., max_length:
-// strided(round(sqrt N)), and dense up to 8192. Throws invalid_argument unless
-// 2 <= min_length <= max_length <= 2^24.
-BenchReport bench_attention(std::int64_t min_length, std::int64_t max_length);
-// Every operation of a layer at the shapes of a small model.
+// The least time that the machine of `report` could take for the row: the larger of needed flops
+// over the peak of its precision and least bytes over the copy peak. A row whose arrays stay in
+// cache may beat its memory bound.
+struct BenchFloor {
+  double seconds = 0;
+  bool memory_binds = false;
+};
+BenchFloor floor_of(const BenchRow& row, const BenchReport& report);
+
+// The fits of each series and precision with two sizes or more; bf16 ones end in ", bf16".
+std::vector<BenchFit> fit_exponents(const std::vector<BenchRow>& rows);
+
+BenchReport bench_peaks();  // no rows
+
+struct AttentionBenchOptions {
+  bool f32 = true, bf16 = true;  // one row each, at least one
+  // Growth: forward + backward, B 1, H 4, D 64, for N = min_length, 2 min_length, ..., max_length:
+  // strided(round(sqrt N)), and dense up to 8192; in the first precision.
+  bool growth = true;
+  std::int64_t min_length = 1024, max_length = 65536;
+  // Parts: forward and backward of each part and pattern of the paper; dense, whose work grows with
+  // the square, at a length of its own.
+  bool parts = true;
+  std::int64_t batch = 1, heads = 8, length = 12288, width = 64;  // width: of one head
+  std::int64_t stride = 128, summary = 32;                        // fixed(stride, summary)
+  std::int64_t dense_length = 4096;
+};
+// Throws invalid_argument unless 2 <= min_length <= max_length <= 2^24, all sizes are positive and
+// of a size that memory could hold, heads is even and stride a multiple of summary.
+BenchReport bench_attention(const AttentionBenchOptions& options);
+// Every operation of a layer at the shapes of small models, in f32 and bf16.
 BenchReport bench_ops();
 
 }  // namespace longstride

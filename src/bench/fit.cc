@@ -1,9 +1,10 @@
-#include "bench/fit.h"
-
+// The power law behind rows of one series.
 #include <cmath>
 #include <map>
 
-namespace longstride::bench {
+#include "longstride/runtime.h"
+
+namespace longstride {
 
 namespace {
 
@@ -20,11 +21,12 @@ std::vector<BenchFit> fit_exponents(const std::vector<BenchRow>& rows) {
   std::map<std::string, Sums> series;
   for (const BenchRow& row : rows)
     if (row.size > 0 && row.seconds > 0)
-      series[row.series].add(std::log(row.size), std::log(row.seconds));
+      series[row.series + (row.bf16 ? ", bf16" : "")].add(std::log(row.size),
+                                                          std::log(row.seconds));
   std::vector<BenchFit> fits;
   for (const auto& [name, sums] : series)
     if (sums.spread() > 1e-9) fits.push_back({name, sums.slope()});
   return fits;
 }
 
-}  // namespace longstride::bench
+}  // namespace longstride

@@ -54,6 +54,7 @@ double peak_bytes() {
 
 void measure_peaks(BenchReport& report) {
   report.peak_flops = std::max(report.peak_flops, ops::measure_peak_flops());
+  report.peak_bf16_flops = std::max(report.peak_bf16_flops, ops::measure_peak_bf16_flops());
   report.peak_bytes = std::max(report.peak_bytes, peak_bytes());
 }
 
@@ -71,3 +72,19 @@ Buffer<float> random_values(std::int64_t size, std::uint64_t seed) {
 }
 
 }  // namespace longstride::bench
+
+namespace longstride {
+
+BenchReport bench_peaks() {
+  BenchReport report;
+  bench::measure_peaks(report);
+  return report;
+}
+
+BenchFloor floor_of(const BenchRow& row, const BenchReport& report) {
+  const double compute = row.flops / (row.bf16 ? report.peak_bf16_flops : report.peak_flops);
+  const double memory = row.bytes / report.peak_bytes;
+  return {std::max(compute, memory), memory >= compute};
+}
+
+}  // namespace longstride

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "longstride/runtime.h"
+#include "tensor/bf16.h"
 #include "tensor/tensor.h"
 
 namespace longstride::bench {
@@ -24,5 +25,18 @@ void measure_peaks(BenchReport& report);
 
 // Normal values; the same for the same (seed, size).
 Buffer<float> random_values(std::int64_t size, std::uint64_t seed);
+
+// The same values in the precision A, float or bf16.
+template <class A>
+Buffer<A> random_values_as(std::int64_t size, std::uint64_t seed) {
+  Buffer<float> values = random_values(size, seed);
+  if constexpr (std::is_same_v<A, float>) {
+    return values;
+  } else {
+    Buffer<A> narrow(size);
+    for (std::int64_t i = 0; i < size; ++i) narrow[i] = A(values[i]);
+    return narrow;
+  }
+}
 
 }  // namespace longstride::bench

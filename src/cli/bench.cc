@@ -1,170 +1,136 @@
 // longstride bench: how fast this machine runs it, beside what the machine can do.
-#include <fmt/format.h>
-#include <stdlib.h>  // mkdtemp, of POSIX
+#include <memory>
 
-#include <filesystem>
-#include <random>
-
+#include "cli/bench_report.h"
+#include "cli/bench_train.h"
 #include "cli/command.h"
-#include "cli/files.h"
-#include "cli/output.h"
-#include "cli/progress.h"
-#include "longstride/error.h"
 #include "longstride/runtime.h"
-#include "longstride/sample.h"
-#include "longstride/train.h"
 
 namespace longstride::cli {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+constexpr const char* kBenchFooter =
+    R"text(Everything is held against peaks measured in the same run: matrix products in f32 and bf16, and a
+copy (bytes read + written). Times are those of the fastest call or step. --json adds the machine.)text";
 
-// A folder that goes away with its contents.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name =
-        (std::filesystem::temp_directory_path() / "longstride-bench-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr)
-      throw environment_error("bench: cannot make a temporary folder ", name);
-    path = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  std::filesystem::path path;
-};
+constexpr const char* kAttentionFooter =
+    R"text(First the parts and patterns of the paper, forward and backward; dense at a length of its own. Then
+growth: forward + backward, B 1, H 4, D 64, of strided(sqrt N) and (to 8192) dense against N.
 
-// What bounds the row, and which share of that bound it reaches.
-std::pair<double, const char*> share_of_bound(const BenchRow& row, const BenchReport& report) {
-  const double compute = row.flops / report.peak_flops, memory = row.bytes / report.peak_bytes;
-  return compute > memory ? std::pair(compute / row.seconds, "compute")
-                          : std::pair(memory / row.seconds, "memory");
+  Gflop/s   needed: of the pairs that the pattern keeps
+  in tiles  of all pairs of the tiles computed
+  floor     the larger of needed flops / matrix product and least bytes / copy, and its share of the
+            time
+
+Examples:
+  longstride bench attention --parts --length 4096 --precision f32
+  longstride bench attention --growth --max-length 262144 --json)text";
+
+constexpr const char* kOpsFooter =
+    R"text(Matrix products of models of width 256 and 512, and all other operations of a layer, at sizes that
+stay in cache (whose share of the copy bandwidth may pass 100 %) and at sizes that do not.)text";
+
+constexpr const char* kTrainFooter =
+    R"text(Steps on random bytes in a temporary folder, after two that are not timed: tokens a second, needed
+work and its share of the matrix product, memory, and the time by operation.
+--growth: instead, steps of a model of width 256, 4 layers, 4 heads (half local(l), half column(l),
+l = sqrt N), batch 1, for N = --min-length doubled up to --max-length, and the exponent of the time a
+token.
+
+Examples:
+  longstride bench train --preset enwik8-95m --set model.layers=2 --set train.batch=1 --steps 3
+  longstride bench train --growth --max-length 262144 --set train.precision=bf16 --json)text";
+
+constexpr const char* kSampleFooter =
+    R"text(Generates with the sparse cache from random weights. The bound: all weights of products and the keys
+and values of the kept pairs, read once for each byte at the speed of the copy; what caches hold may
+pass it.)text";
+
+void add_length(CLI::App* command, const char* name, std::int64_t& length, const char* help) {
+  command->add_option(name, length, help)->check(at_least(1))->type_name("N");
 }
 
-void print_report(const BenchReport& report, bool json) {
-  Json rows = Json::array(), fits = Json::array();
-  std::string lines =
-      fmt::format("peak {}flop/s (f32 matrix product), {}B/s (memory), {} threads\n\n",
-                  with_unit(report.peak_flops), with_unit(report.peak_bytes), used_threads());
-  for (const BenchRow& row : report.rows) {
-    const auto [share, bound] = share_of_bound(row, report);
-    rows.push_back({{"series", row.series},
-                    {"shape", row.shape},
-                    {"size", row.size},
-                    {"seconds", row.seconds},
-                    {"flops", row.flops},
-                    {"bytes", row.bytes},
-                    {"flops_per_second", row.flops / row.seconds},
-                    {"share", share},
-                    {"bound", bound}});
-    lines +=
-        fmt::format("{:<26} {:<28} {:>10.3f} ms {:>8.2f} Gflop/s {:>7.2f} GB/s {:>4.0f} % of {}\n",
-                    row.series, row.shape, row.seconds * 1e3, row.flops / row.seconds * 1e-9,
-                    row.bytes / row.seconds * 1e-9, 100 * share, bound);
-  }
-  for (const BenchFit& fit : report.fits) {
-    fits.push_back({{"series", fit.series}, {"exponent", fit.exponent}});
-    lines += fmt::format("\n{}: time ~ N^{:.3f}", fit.series, fit.exponent);
-  }
-  if (!json) return print(lines + (report.fits.empty() ? "" : "\n"));
-  print_json({{"peak_flops_per_second", report.peak_flops},
-              {"peak_bytes_per_second", report.peak_bytes},
-              {"threads", used_threads()},
-              {"rows", rows},
-              {"fits", fits}});
+void add_preset(CLI::App* command, std::string& preset, std::vector<std::string>& settings) {
+  command->add_option("--preset", preset, "preset or TOML file (small-text)")->type_name("PRESET");
+  command->add_option("--set", settings, "a setting, may be given again")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
 }
 
-// Trains the preset on random bytes in `folder` for a few steps; returns what was seen.
-struct TrainTimes {
-  MemoryPlan plan;
-  double symbols = 0, seconds = 0, flops = 0, peak = 0;  // first steps left out
-  std::filesystem::path run;
-};
-
-TrainTimes train_some(const std::string& preset, std::int64_t steps, Progress& progress,
-                      const std::filesystem::path& folder) {
-  constexpr std::int64_t kWarmUp = 2;
-  TrainOptions options;
-  options.config = load_config(preset, {text("train.steps=", steps + kWarmUp), "train.warmup=0",
-                                        "train.validate_every=0", "train.checkpoint_every=0"});
-  options.data = folder / "bytes";
-  options.run = folder / "run";
-  std::mt19937_64 rng(1);
-  std::string bytes(static_cast<std::size_t>(options.config.model.context) * 100, '\0');
-  for (char& byte : bytes) byte = static_cast<char>(rng());
-  write_file(options.data.string(), bytes);
-
-  TrainTimes times;
-  times.run = options.run;
-  TrainObserver observer;
-  observer.on_plan = [&](const MemoryPlan& plan) { times.plan = plan; };
-  observer.on_step = [&](const StepReport& step) {
-    progress.state(fmt::format("step {}/{}", step.step, step.steps));
-    if (step.step <= kWarmUp) return;
-    times.seconds += step.seconds;
-    times.symbols += step.seconds * step.symbols_per_second;
-    times.flops += step.seconds * step.flops_per_second;
-    times.peak = step.peak_flops_per_second;
+void add_attention(Program& program, CLI::App& bench) {
+  struct Arguments {
+    AttentionBenchOptions options;
+    std::string precision = "both";
+    bool parts = false, growth = false;
   };
-  train(options, observer);
-  return times;
+  auto a = std::make_shared<Arguments>();
+  AttentionBenchOptions& o = a->options;
+  CLI::App* command = add_command(program, bench, "attention",
+                                  "Parts and patterns, forward and backward", kAttentionFooter);
+  command->add_flag("--parts", a->parts, "only the parts and patterns");
+  command->add_flag("--growth", a->growth, "only growth");
+  command->add_option("--precision", a->precision, "f32, bf16 or both (both; growth: the first)")
+      ->check(CLI::IsMember({"f32", "bf16", "both"}).description(""))
+      ->type_name("NAME");
+  add_length(command, "--batch", o.batch, "sequences (1)");
+  add_length(command, "--heads", o.heads, "heads, an even number (8)");
+  add_length(command, "--length", o.length, "positions (12288)");
+  add_length(command, "--width", o.width, "of a head (64)");
+  add_length(command, "--stride", o.stride, "l of the parts (128)");
+  add_length(command, "--summary", o.summary, "c of fixed(l, c) (32)");
+  add_length(command, "--dense-length", o.dense_length, "positions of dense (4096)");
+  add_length(command, "--min-length", o.min_length, "growth: first N (1024)");
+  add_length(command, "--max-length", o.max_length, "growth: last N, doubled (65536)");
+  set_action(program, command, [a, &globals = program.globals] {
+    AttentionBenchOptions options = a->options;
+    options.parts = a->parts || !a->growth;
+    options.growth = a->growth || !a->parts;
+    options.f32 = a->precision != "bf16";
+    options.bf16 = a->precision != "f32";
+    print_report(bench_attention(options), globals.json);
+    return 0;
+  });
 }
 
-struct BenchArguments {
-  std::string preset = "small-text";
-  std::int64_t steps = 10, length = 2000, min_length = 1024, max_length = 65536;
-};
-
-int train_command(const BenchArguments& a, const Globals& globals) {
-  const TemporaryFolder folder;
-  TrainTimes t;
-  {
-    Progress progress(globals.quiet);
-    t = train_some(a.preset, a.steps, progress, folder.path);
-  }
-  const double share = t.peak > 0 ? t.flops / t.seconds / t.peak : 0;
-  if (globals.json)
-    print_json({{"preset", a.preset},
-                {"parameters", t.plan.parameters},
-                {"memory", t.plan.total()},
-                {"steps", a.steps},
-                {"symbols_per_second", t.symbols / t.seconds},
-                {"flops_per_second", t.flops / t.seconds},
-                {"peak_flops_per_second", t.peak},
-                {"share", share},
-                {"threads", used_threads()}});
-  else
-    print(fmt::format("{}: {} tokens/s, {}flop/s ({:.0f} % of {}flop/s), {} threads\n", a.preset,
-                      with_unit(t.symbols / t.seconds), with_unit(t.flops / t.seconds), 100 * share,
-                      with_unit(t.peak), used_threads()));
-  return 0;
+void add_train_bench(Program& program, CLI::App& bench) {
+  struct Arguments {
+    BenchTrainArguments train;
+    BenchGrowthArguments growth;
+    bool grow = false;
+  };
+  auto a = std::make_shared<Arguments>();
+  CLI::App* command =
+      add_command(program, bench, "train", "Training steps of a preset", kTrainFooter);
+  add_preset(command, a->train.preset, a->train.settings);
+  add_length(command, "--steps", a->train.steps, "steps timed (10)");
+  CLI::Option* grow = command->add_flag("--growth", a->grow, "time a token against N");
+  grow->excludes("--preset")->excludes("--steps");
+  command->add_option("--min-length", a->growth.min_length, "growth: first N (4096)")
+      ->check(at_least(1))
+      ->type_name("N")
+      ->needs(grow);
+  command->add_option("--max-length", a->growth.max_length, "growth: last N, doubled (16384)")
+      ->check(at_least(1))
+      ->type_name("N")
+      ->needs(grow);
+  set_action(program, command, [a, &globals = program.globals] {
+    if (!a->grow) return bench_train(a->train, globals);
+    BenchGrowthArguments growth = a->growth;
+    growth.settings = a->train.settings;
+    return bench_growth(growth, globals);
+  });
 }
 
-int sample_command(const BenchArguments& a, const Globals& globals) {
-  const TemporaryFolder folder;
-  SampleOptions options;
-  {
-    Progress progress(globals.quiet);
-    options.run_or_checkpoint = train_some(a.preset, 1, progress, folder.path).run;
-  }
-  options.length = a.length;
-  const SampleResult result = sample(options);
-  const double rate = static_cast<double>(result.symbols) / result.seconds;
-  if (globals.json)
-    print_json({{"preset", a.preset},
-                {"symbols", result.symbols},
-                {"seconds", result.seconds},
-                {"symbols_per_second", rate},
-                {"cache_bytes", result.cache_bytes},
-                {"threads", used_threads()}});
-  else
-    print(fmt::format("{}: {} bytes/s, cache {}, {} threads\n", a.preset, with_unit(rate),
-                      as_bytes(result.cache_bytes), used_threads()));
-  return 0;
+void add_sample_bench(Program& program, CLI::App& bench) {
+  auto a = std::make_shared<BenchSampleArguments>();
+  CLI::App* command =
+      add_command(program, bench, "sample", "Generated bytes a second", kSampleFooter);
+  add_preset(command, a->preset, a->settings);
+  add_length(command, "--length", a->length,
+             "bytes generated, within the context (all of it, 2000 at most)");
+  set_action(program, command,
+             [a, &globals = program.globals] { return bench_sample(*a, globals); });
 }
 
 }  // namespace
@@ -172,42 +138,17 @@ int sample_command(const BenchArguments& a, const Globals& globals) {
 void add_bench(Program& program) {
   CLI::App* bench = program.app.add_subcommand(
       "bench", "Times operations, attention against length, training and sampling");
+  bench->footer(kBenchFooter);
   bench->require_subcommand(1);
-  auto a = std::make_shared<BenchArguments>();
-  const Globals& globals = program.globals;
-
-  CLI::App* attention =
-      add_command(program, *bench, "attention",
-                  "strided(sqrt N) and dense against N, forward and backward", "");
-  attention->add_option("--min-length", a->min_length, "first N (1024)")
-      ->check(at_least(1))
-      ->type_name("N");
-  attention->add_option("--max-length", a->max_length, "last N, doubled from the first (65536)")
-      ->check(at_least(1))
-      ->type_name("N");
-  set_action(program, attention, [a, &globals] {
-    print_report(bench_attention(a->min_length, a->max_length), globals.json);
-    return 0;
-  });
-
-  CLI::App* ops = add_command(program, *bench, "ops", "Every operation of a layer", "");
-  set_action(program, ops, [&globals] {
+  add_attention(program, *bench);
+  CLI::App* ops = add_command(program, *bench, "ops",
+                              "Every operation of a layer besides attention", kOpsFooter);
+  set_action(program, ops, [&globals = program.globals] {
     print_report(bench_ops(), globals.json);
     return 0;
   });
-
-  CLI::App* train = add_command(program, *bench, "train", "Tokens a second of a preset", "");
-  train->add_option("--preset", a->preset, "preset or TOML file (small-text)")->type_name("PRESET");
-  train->add_option("--steps", a->steps, "steps timed (10)")->check(at_least(1))->type_name("N");
-  set_action(program, train, [a, &globals] { return train_command(*a, globals); });
-
-  CLI::App* sample = add_command(program, *bench, "sample", "Generated bytes a second", "");
-  sample->add_option("--preset", a->preset, "preset or TOML file (small-text)")
-      ->type_name("PRESET");
-  sample->add_option("--length", a->length, "bytes generated (2000)")
-      ->check(at_least(1))
-      ->type_name("N");
-  set_action(program, sample, [a, &globals] { return sample_command(*a, globals); });
+  add_train_bench(program, *bench);
+  add_sample_bench(program, *bench);
 }
 
 }  // namespace longstride::cli
