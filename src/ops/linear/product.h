@@ -1,0 +1,57 @@
+// The matrix products behind linear.h, by our own kernels (product_cpu.cc).
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/bf16.h"
+#include "tensor/tensor.h"
+
+namespace longstride::ops::cpu {
+
+// Element (i, j) is data[i * stride + j], or data[j * stride + i] where transposed.
+template <class A>
+struct Operand {
+  const A* data = nullptr;
+  std::int64_t stride = 0;
+  bool transposed = false;
+
+  Operand from(std::int64_t i, std::int64_t j) const {
+    return {data + (transposed ? j * stride + i : i * stride + j), stride, transposed};
+  }
+};
+
+// What a product is added to: row r at data + r * stride (stride 0: a bias); nullptr: zeros.
+struct Start {
+  const float* data = nullptr;
+  std::int64_t stride = 0;
+
+  Start from(std::int64_t r, std::int64_t c) const {
+    return {data ? data + r * stride + c : nullptr, stride};
+  }
+};
+
+// c = start + a b with a [c.rows, K], b [K, c.cols]; for many rows of c.
+template <class A, class C>
+struct Product {
+  Operand<A> a, b;
+  std::int64_t K;
+  Start start;
+  Matrix<C> c;
+};
+
+void multiply(const Product<float, float>& p);
+void multiply(const Product<bf16, float>& p);
+void multiply(const Product<bf16, bf16>& p);
+
+// dweight[k, n] += sum_r x[r, k] dy[r, n], dbias[n] += sum_r dy[r, n] (unless empty); for many r.
+template <class A>
+struct WeightGradient {
+  Matrix<const A> x, dy;
+  Matrix<float> dweight;
+  Vector<float> dbias;
+};
+
+void add_weight_gradient(const WeightGradient<float>& g);
+void add_weight_gradient(const WeightGradient<bf16>& g);
+
+}  // namespace longstride::ops::cpu
