@@ -32,6 +32,11 @@ void activation(const Activation<double>& op) {
   ref::activation(op);
 }
 
+void activation(const Activation<bf16>& op) {
+  check(op);
+  cpu::activation(op);
+}
+
 void activation_backward(const ActivationBackward<float>& op) {
   check(op);
   cpu::activation_backward(op);
@@ -40,6 +45,11 @@ void activation_backward(const ActivationBackward<float>& op) {
 void activation_backward(const ActivationBackward<double>& op) {
   check(op);
   ref::activation_backward(op);
+}
+
+void activation_backward(const ActivationBackward<bf16>& op) {
+  check(op);
+  cpu::activation_backward(op);
 }
 
 }  // namespace longstride::ops

@@ -33,7 +33,9 @@ void activation_backward(const ActivationBackward<bf16>& op);
 
 namespace cpu {  // shapes are checked
 void activation(const Activation<float>& op);
+void activation(const Activation<bf16>& op);
 void activation_backward(const ActivationBackward<float>& op);
+void activation_backward(const ActivationBackward<bf16>& op);
 }  // namespace cpu
 
 }  // namespace longstride::ops

@@ -7,8 +7,8 @@ namespace longstride::ops {
 
 namespace {
 
-template <class T>
-void check(const CrossEntropy<T>& op) {
+template <class T, class A>
+void check(const CrossEntropy<T, A>& op) {
   const std::int64_t R = op.logits.rows, V = op.logits.cols;
   if (V < 1) throw invalid_argument("cross_entropy: logits are ", R, "x", V, ", want a column");
   want_shape("cross_entropy", "logits", op.logits, R, V);
@@ -32,6 +32,11 @@ void cross_entropy(const CrossEntropy<float>& op) {
 void cross_entropy(const CrossEntropy<double>& op) {
   check(op);
   ref::cross_entropy(op);
+}
+
+void cross_entropy(const CrossEntropy<float, bf16>& op) {
+  check(op);
+  cpu::cross_entropy(op);
 }
 
 }  // namespace longstride::ops

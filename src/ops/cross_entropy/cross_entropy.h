@@ -28,6 +28,7 @@ void cross_entropy(const CrossEntropy<float, bf16>& op);
 
 namespace cpu {  // shapes are checked
 void cross_entropy(const CrossEntropy<float>& op);
+void cross_entropy(const CrossEntropy<float, bf16>& op);
 }  // namespace cpu
 
 }  // namespace longstride::ops

@@ -1,6 +1,10 @@
-// Softmax cross-entropy, row by row. The sum of a row is taken in double: the exponentials are
-// float, but the loss of a sure prediction is what lies behind the 1 of its largest term.
-// Bound: the exponentials; memory (8 bytes an element) on several threads.
+// Softmax cross-entropy, some rows at a time: largest logits, exponentials and their sums, losses,
+// gradients. The logits are read from memory once, the gradients written once; what is between
+// stays in the first-level cache, and rows side by side hide each other's latency.
+//
+// The loss of a sure prediction is what lies behind the 1 of its largest term. So the terms that
+// are 1 are counted, and only the others are added, in float.
+// Work: 20 instructions a vector. Bytes: 8 an element (6 with bf16). Bound: memory.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cross_entropy/cross_entropy_cpu.cc"
 #include "hwy/foreach_target.h"
@@ -9,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "base/threads.h"
 #include "ops/cross_entropy/cross_entropy.h"
@@ -19,68 +24,105 @@ namespace longstride::ops::HWY_NAMESPACE {
 
 namespace {
 
-constexpr std::int64_t kSymbols = 256;  // targets are bytes; longer rows go in pieces of it
+constexpr std::int64_t kSide = 4;  // rows side by side
 
 // max over [0, n); a NaN may be lost here, but not in the exponentials.
 float row_max(const float* x, std::int64_t n) {
   const Floats d;
-  FloatVec largest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  FloatVec a = hn::Set(d, -std::numeric_limits<float>::infinity()), b = a;
   const std::int64_t step = float_lanes();
   std::int64_t i = 0;
-  for (; i + step <= n; i += step) largest = hn::Max(largest, hn::LoadU(d, x + i));
-  float rest = hn::GetLane(hn::MaxOfLanes(d, largest));
+  for (; i + 2 * step <= n; i += 2 * step) {
+    a = hn::Max(a, hn::LoadU(d, x + i));
+    b = hn::Max(b, hn::LoadU(d, x + i + step));
+  }
+  for (; i + step <= n; i += step) a = hn::Max(a, hn::LoadU(d, x + i));
+  float rest = hn::GetLane(hn::MaxOfLanes(d, hn::Max(a, b)));
   for (; i < n; ++i) rest = std::max(rest, x[i]);
   return rest;
 }
 
-double sum_in_double(const float* x, std::int64_t n) {
-  const hn::ScalableTag<double> d;
-  const hn::Rebind<float, decltype(d)> df;
-  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-  auto sum = hn::Zero(d);
+// The sum of exp(x[i] - largest); each is stored in e[i] where there is an e.
+template <bool kStore>
+double exponentials(const float* x, float largest, float* e, std::int64_t n) {
+  const Floats d;
+  const hn::RebindToSigned<Floats> di;
+  const FloatVec top = hn::Set(d, largest), one = hn::Set(d, 1.0f);
+  FloatVec rest[2] = {hn::Zero(d), hn::Zero(d)};
+  auto ones = hn::Zero(di);
+  const auto add = [&](std::int64_t i, auto lanes, FloatVec& sum) {
+    const FloatVec term = exp(d, hn::Sub(lanes.load(x + i), top));
+    if constexpr (kStore) lanes.store(term, e + i);
+    const FloatVec counted = lanes.keep(term);
+    const auto whole = hn::Eq(counted, one);
+    ones = hn::Sub(ones, hn::VecFromMask(di, hn::RebindMask(di, whole)));
+    sum = hn::Add(sum, hn::IfThenZeroElse(whole, counted));
+  };
+  const std::int64_t step = float_lanes();
   std::int64_t i = 0;
-  for (; i + step <= n; i += step) sum = hn::Add(sum, hn::PromoteTo(d, hn::LoadU(df, x + i)));
-  double total = hn::GetLane(hn::SumOfLanes(d, sum));
-  for (; i < n; ++i) total += static_cast<double>(x[i]);
-  return total;
+  for (; i + 2 * step <= n; i += 2 * step) {
+    add(i, Whole{}, rest[0]);
+    add(i + step, Whole{}, rest[1]);
+  }
+  if (i + step <= n) {
+    add(i, Whole{}, rest[0]);
+    i += step;
+  }
+  if (i < n) add(i, Part{n - i}, rest[1]);
+  return static_cast<double>(hn::GetLane(hn::SumOfLanes(di, ones))) +
+         static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Add(rest[0], rest[1]))));
 }
 
-// e[i] = exp(x[i] - largest); returns their sum. e may be x.
-double exponentials(const float* x, float largest, float* e, std::int64_t n) {
-  const FloatVec top = hn::Set(Floats(), largest);
-  for_vectors(n, [&](std::int64_t i, auto lanes) {
-    lanes.store(exp_negative(hn::Sub(lanes.load(x + i), top)), e + i);
-  });
-  return sum_in_double(e, n);
+// Rows [row, row + rows) with their exponentials in e [rows, V], or without gradients.
+template <bool kGradients, class A>
+void some_rows(const CrossEntropy<float, A>& op, std::int64_t row, std::int64_t rows, float* e) {
+  const std::int64_t V = op.logits.cols;
+  float largest[kSide];
+  double sum[kSide];
+  for (std::int64_t k = 0; k < rows; ++k) largest[k] = row_max(op.logits.row(row + k), V);
+  for (std::int64_t k = 0; k < rows; ++k)
+    sum[k] = exponentials<kGradients>(op.logits.row(row + k), largest[k], e + k * V, V);
+  for (std::int64_t k = 0; k < rows; ++k) {
+    const auto correct = static_cast<double>(op.logits.row(row + k)[op.targets[row + k]]);
+    const double off = correct - static_cast<double>(largest[k]);
+    op.nats[row + k] = static_cast<float>(std::log(sum[k]) - off);
+  }
+  if constexpr (kGradients)
+    for (std::int64_t k = 0; k < rows; ++k) {
+      const float* const terms = e + k * V;
+      A* const dx = op.dlogits.row(row + k);
+      const auto inverse = static_cast<float>(1 / sum[k]);
+      const FloatVec factor = hn::Set(Floats(), op.scale * inverse);
+      for_vectors(V, [&](std::int64_t v, auto lanes) {
+        lanes.store(hn::Mul(lanes.load(terms + v), factor), dx + v);
+      });
+      const std::uint8_t target = op.targets[row + k];
+      dx[target] = A(op.scale * (terms[target] * inverse - 1));
+    }
+}
+
+template <class A>
+void rows(const CrossEntropy<float, A>& op, std::int64_t begin, std::int64_t end) {
+  const bool gradients = !op.dlogits.empty();
+  thread_local std::vector<float> scratch;
+  const auto size = static_cast<std::size_t>(gradients ? kSide * op.logits.cols : 0);
+  if (scratch.size() < size) scratch.resize(size);
+  for (std::int64_t r = begin; r < end; r += kSide) {
+    const std::int64_t count = std::min(kSide, end - r);
+    if (gradients)
+      some_rows<true>(op, r, count, scratch.data());
+    else
+      some_rows<false>(op, r, count, scratch.data());
+  }
 }
 
 }  // namespace
 
-void cross_entropy_rows(const CrossEntropy<float>& op, std::int64_t begin, std::int64_t end) {
-  const std::int64_t V = op.logits.cols;
-  HWY_ALIGN float scratch[kSymbols];
-  for (std::int64_t r = begin; r < end; ++r) {
-    const float* const x = op.logits.row(r);
-    const std::uint8_t target = op.targets[r];
-    const float largest = row_max(x, V);
-    const double correct = static_cast<double>(x[target]) - static_cast<double>(largest);
-
-    // Row by row in pieces, so that a row without dlogits needs no memory of its own.
-    float* const dx = op.dlogits.empty() ? nullptr : op.dlogits.row(r);
-    double sum = 0;
-    for (std::int64_t v = 0; v < V; v += kSymbols)
-      sum += exponentials(x + v, largest, dx ? dx + v : scratch, std::min(kSymbols, V - v));
-    op.nats[r] = static_cast<float>(std::log(sum) - correct);
-    if (dx == nullptr) continue;
-
-    const auto inverse = static_cast<float>(1 / sum);
-    const float at_target = op.scale * (dx[target] * inverse - 1);
-    const FloatVec factor = hn::Set(Floats(), op.scale * inverse);
-    for_vectors(V, [&](std::int64_t v, auto lanes) {
-      lanes.store(hn::Mul(lanes.load(dx + v), factor), dx + v);
-    });
-    dx[target] = at_target;
-  }
+void cross_entropy_float(const CrossEntropy<float>& op, std::int64_t begin, std::int64_t end) {
+  rows(op, begin, end);
+}
+void cross_entropy_bf16(const CrossEntropy<float, bf16>& op, std::int64_t begin, std::int64_t end) {
+  rows(op, begin, end);
 }
 
 }  // namespace longstride::ops::HWY_NAMESPACE
@@ -89,14 +131,24 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace longstride::ops {
 
-HWY_EXPORT(cross_entropy_rows);
+HWY_EXPORT(cross_entropy_float);
+HWY_EXPORT(cross_entropy_bf16);
 
 namespace cpu {
 
+namespace {
+constexpr std::int64_t kRows = 64;  // a task
+}
+
 void cross_entropy(const CrossEntropy<float>& op) {
-  constexpr std::int64_t kRows = 64;
   parallel_ranges(op.logits.rows, kRows, [&](std::int64_t begin, std::int64_t end) {
-    HWY_DYNAMIC_DISPATCH(cross_entropy_rows)(op, begin, end);
+    HWY_DYNAMIC_DISPATCH(cross_entropy_float)(op, begin, end);
+  });
+}
+
+void cross_entropy(const CrossEntropy<float, bf16>& op) {
+  parallel_ranges(op.logits.rows, kRows, [&](std::int64_t begin, std::int64_t end) {
+    HWY_DYNAMIC_DISPATCH(cross_entropy_bf16)(op, begin, end);
   });
 }
 

@@ -7,8 +7,8 @@ namespace longstride::ops {
 
 namespace {
 
-template <class T>
-void check(const LayerNorm<T>& op) {
+template <class T, class A>
+void check(const LayerNorm<T, A>& op) {
   const std::int64_t R = op.x.rows, C = op.x.cols;
   want_shape("layer_norm", "x", op.x, R, C);
   want_shape("layer_norm", "y", op.y, R, C);
@@ -42,6 +42,11 @@ void layer_norm(const LayerNorm<float>& op) {
 void layer_norm(const LayerNorm<double>& op) {
   check(op);
   ref::layer_norm(op);
+}
+
+void layer_norm(const LayerNorm<float, bf16>& op) {
+  check(op);
+  cpu::layer_norm(op);
 }
 
 void layer_norm_backward(const LayerNormBackward<float>& op) {

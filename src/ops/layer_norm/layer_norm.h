@@ -43,6 +43,7 @@ void layer_norm_backward(const LayerNormBackward<double>& op);
 
 namespace cpu {  // shapes are checked
 void layer_norm(const LayerNorm<float>& op);
+void layer_norm(const LayerNorm<float, bf16>& op);
 void layer_norm_backward(const LayerNormBackward<float>& op);
 }  // namespace cpu
 

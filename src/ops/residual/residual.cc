@@ -22,8 +22,8 @@ void check_dropout(const char* who, const Dropout& dropout) {
     throw invalid_argument(who, ": first_row is ", dropout.first_row, ", want 0 or more");
 }
 
-template <class T>
-void check(const Residual<T>& op) {
+template <class T, class A>
+void check(const Residual<T, A>& op) {
   const std::int64_t R = op.x.rows, C = op.x.cols;
   want_contiguous("residual", "x", op.x, R, C);
   want_contiguous("residual", "h", op.h, R, C);
@@ -31,8 +31,8 @@ void check(const Residual<T>& op) {
   check_dropout("residual", op.dropout);
 }
 
-template <class T>
-void check(const ResidualBackward<T>& op) {
+template <class T, class A>
+void check(const ResidualBackward<T, A>& op) {
   const std::int64_t R = op.dy.rows, C = op.dy.cols;
   want_contiguous("residual_backward", "dy", op.dy, R, C);
   want_contiguous("residual_backward", "dx", op.dx, R, C);
@@ -51,6 +51,11 @@ void residual(const Residual<double>& op) {
   ref::residual(op);
 }
 
+void residual(const Residual<float, bf16>& op) {
+  check(op);
+  cpu::residual(op);
+}
+
 void residual_backward(const ResidualBackward<float>& op) {
   check(op);
   cpu::residual_backward(op);
@@ -59,6 +64,11 @@ void residual_backward(const ResidualBackward<float>& op) {
 void residual_backward(const ResidualBackward<double>& op) {
   check(op);
   ref::residual_backward(op);
+}
+
+void residual_backward(const ResidualBackward<float, bf16>& op) {
+  check(op);
+  cpu::residual_backward(op);
 }
 
 }  // namespace longstride::ops

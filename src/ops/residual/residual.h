@@ -48,7 +48,9 @@ void residual_backward(const ResidualBackward<float, bf16>& op);
 
 namespace cpu {  // shapes are checked
 void residual(const Residual<float>& op);
+void residual(const Residual<float, bf16>& op);
 void residual_backward(const ResidualBackward<float>& op);
+void residual_backward(const ResidualBackward<float, bf16>& op);
 }  // namespace cpu
 
 }  // namespace longstride::ops

@@ -98,6 +98,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{9, 67, {.p = 0.25, .seed = 7, .step = 3, .lane = 5, .first_row = 11}},
         Case{2, 200, {.p = 0.9, .seed = ~std::uint64_t{0}, .step = 1u << 20, .lane = 127}},
         Case{129, 511, {.p = 0.1, .seed = 1u << 31, .step = 99, .lane = 9, .first_row = 3}},
+        // The high word of a draw's index changes within the rows.
+        Case{5, 77, {.p = 0.5, .seed = 6, .first_row = 223'115'183}},
         // The element index needs more than 34 bits, and the step more than 32.
         Case{5, 77, {.p = 0.5, .seed = 5, .step = 5'000'000'000, .first_row = 1'000'000'000'000}}));
 
