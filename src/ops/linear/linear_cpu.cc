@@ -1,18 +1,27 @@
 // linear.h in matrix products.
 #include "ops/linear/linear.h"
+#include "ops/linear/native.h"
 #include "ops/linear/product.h"
 
 namespace longstride::ops::cpu {
 
 namespace {
 
+void run(const Product<float, float>& p) { multiply(p); }
+
+// bf16 takes the instructions for it, if there are any.
+template <class C>
+void run(const Product<bf16, C>& p) {
+  if (!multiply_natively(p)) multiply(p);
+}
+
 template <class A, class Y>
 void forward(const Linear<A, Y>& op) {
-  multiply(Product<A, Y>{{op.x.data, op.x.stride, false},
-                         {op.weight.data, op.weight.stride, false},
-                         op.x.cols,
-                         {op.bias.empty() ? nullptr : op.bias.data, 0},
-                         op.y});
+  run(Product<A, Y>{{op.x.data, op.x.stride, false},
+                    {op.weight.data, op.weight.stride, false},
+                    op.x.cols,
+                    {op.bias.empty() ? nullptr : op.bias.data, 0},
+                    op.y});
 }
 
 template <class A, class D>
@@ -21,11 +30,11 @@ void backward(const LinearBackward<A, D>& op) {
     Start start;
     if constexpr (std::is_same_v<D, float>)
       if (op.add_to_dx) start = {op.dx.data, op.dx.stride};
-    multiply(Product<A, D>{{op.dy.data, op.dy.stride, false},
-                           {op.weight.data, op.weight.stride, true},
-                           op.dy.cols,
-                           start,
-                           op.dx});
+    run(Product<A, D>{{op.dy.data, op.dy.stride, false},
+                      {op.weight.data, op.weight.stride, true},
+                      op.dy.cols,
+                      start,
+                      op.dx});
   }
   add_weight_gradient(WeightGradient<A>{op.x, op.dy, op.dweight, op.dbias});
 }

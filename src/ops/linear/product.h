@@ -30,7 +30,7 @@ struct Start {
   }
 };
 
-// c = start + a b with a [c.rows, K], b [K, c.cols]; for many rows of c.
+// c = start + a b with a [c.rows, K], b [K, c.cols].
 template <class A, class C>
 struct Product {
   Operand<A> a, b;
@@ -39,11 +39,28 @@ struct Product {
   Matrix<C> c;
 };
 
+// For many rows of c.
 void multiply(const Product<float, float>& p);
 void multiply(const Product<bf16, float>& p);
 void multiply(const Product<bf16, bf16>& p);
 
-// dweight[k, n] += sum_r x[r, k] dy[r, n], dbias[n] += sum_r dy[r, n] (unless empty); for many r.
+// c = start + x^T dy, for many rows of x and dy; sums[n] += sum_r dy[r, n] unless nullptr. No
+// threads: one tile of a gradient of weights.
+template <class A>
+struct GradientTile {
+  Matrix<const A> x, dy;
+  Start start;
+  Matrix<float> c;
+  float* sums;
+};
+
+void multiply_tile(const GradientTile<float>& t);
+void multiply_tile(const GradientTile<bf16>& t);
+
+// sums[n] += sum_r dy[r, n]. No threads.
+void add_column_sums(Matrix<const bf16> dy, float* sums);
+
+// dweight[k, n] += sum_r x[r, k] dy[r, n], dbias[n] += sum_r dy[r, n] (unless empty).
 template <class A>
 struct WeightGradient {
   Matrix<const A> x, dy;

@@ -14,22 +14,14 @@
 #include "hwy/cache_control.h"
 #include "ops/linear/pack-inl.h"
 #include "ops/linear/product.h"
+#include "ops/linear/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longstride::ops::HWY_NAMESPACE {
 
 namespace {
 
-using cpu::Operand, cpu::Product, cpu::Start, cpu::WeightGradient;
-
-// Memory that a thread keeps for its next call.
-struct Scratch {
-  float* at_least(std::int64_t size) {
-    if (floats.size() < size) floats = Buffer<float>(size);
-    return floats.data();
-  }
-  Buffer<float> floats;
-};
+using cpu::Operand, cpu::Product, cpu::Scratch, cpu::Start;
 
 // c = start + a b for a tile; a and b packed, `depth` deep.
 template <bool kTransposed, class C>
@@ -160,64 +152,20 @@ void add_panel_sums(const float* b, std::int64_t depth, std::int64_t cols, float
   }
 }
 
-// One task: c = start + x^T dy for a tile of dweight; sums (unless nullptr) += column sums of dy.
 template <class A>
-void gradient_task(Matrix<const A> x, Matrix<const A> dy, Start start, Matrix<float> c,
-                   float* sums) {
+void gradient_tile(const cpu::GradientTile<A>& t) {
   thread_local Scratch left, right;
-  float* const a = left.at_least(ceil_div(c.rows, kTileRows) * kGroup);
-  float* const b = right.at_least(ceil_div(c.cols, tile_cols()) * panel_size(kDepth));
-  for (std::int64_t r = 0; r < x.rows; r += kDepth) {
-    const std::int64_t depth = std::min(kDepth, x.rows - r);
-    pack_left(Operand<A>{x.row(r), x.stride, true}, c.rows, depth, a);
-    pack_right(Operand<A>{dy.row(r), dy.stride, false}, depth, c.cols, b);
-    block(a, true, b, depth, start, c);
-    if (sums) add_panel_sums(b, depth, c.cols, sums);
-    start = {c.data, c.stride};
+  float* const a = left.at_least(ceil_div(t.c.rows, kTileRows) * kGroup);
+  float* const b = right.at_least(ceil_div(t.c.cols, tile_cols()) * panel_size(kDepth));
+  Start start = t.start;
+  for (std::int64_t r = 0; r < t.x.rows; r += kDepth) {
+    const std::int64_t depth = std::min(kDepth, t.x.rows - r);
+    pack_left(Operand<A>{t.x.row(r), t.x.stride, true}, t.c.rows, depth, a);
+    pack_right(Operand<A>{t.dy.row(r), t.dy.stride, false}, depth, t.c.cols, b);
+    block(a, true, b, depth, start, t.c);
+    if (t.sums) add_panel_sums(b, depth, t.c.cols, t.sums);
+    start = {t.c.data, t.c.stride};
   }
-}
-
-template <class A>
-void gradient(const WeightGradient<A>& g) {
-  // Tiles of dweight; where there are too few of them the rows are cut as well, and the partial
-  // sums added in order.
-  constexpr std::int64_t kRows = 264, kCols = 256, kTasks = 16;
-  const std::int64_t R = g.x.rows, K = g.dweight.rows, N = g.dweight.cols;
-  if (R == 0 || N == 0) return;
-  const std::int64_t down = std::max<std::int64_t>(1, ceil_div(K, kRows)),
-                     across = ceil_div(N, kCols);
-  const std::int64_t cuts =
-      std::clamp<std::int64_t>(kTasks / (down * across), 1, ceil_div(R, kDepth));
-  const std::int64_t depth = ceil_div(ceil_div(R, cuts), kDepth) * kDepth,
-                     parts = ceil_div(R, depth);
-  thread_local Scratch partial, columns;
-  float* const sums = g.dbias.empty() ? nullptr : columns.at_least(parts * N);
-  if (sums) std::fill_n(sums, parts * N, 0.0f);
-  float* const pieces = parts > 1 ? partial.at_least(parts * K * N) : nullptr;
-  parallel_for(parts * down * across, [&](std::int64_t task) {
-    const std::int64_t part = task / (down * across), r = part * depth;
-    const std::int64_t k = task / across % down * kRows, n = task % across * kCols;
-    const std::int64_t rows = std::min(depth, R - r), cols = std::min(kCols, N - n);
-    Matrix<float> c{g.dweight.row(k) + n, std::min(kRows, K - k), cols, g.dweight.stride};
-    Start start{c.data, c.stride};
-    if (parts > 1) c.data = pieces + (part * K + k) * N + n, c.stride = N, start = {};
-    gradient_task(Matrix<const A>{g.x.row(r) + k, rows, c.rows, g.x.stride},
-                  Matrix<const A>{g.dy.row(r) + n, rows, cols, g.dy.stride}, start, c,
-                  sums && k == 0 ? sums + part * N + n : nullptr);
-  });
-  if (sums)
-    for (std::int64_t part = 0; part < parts; ++part)
-      for (std::int64_t n = 0; n < N; ++n) g.dbias[n] += sums[part * N + n];
-  if (parts > 1)
-    parallel_ranges(K, ceil_div(K, kTasks), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t k = begin; k < end; ++k)
-        for_vectors(N, [&](std::int64_t n, auto lanes) {
-          FloatVec sum = lanes.load(g.dweight.row(k) + n);
-          for (std::int64_t part = 0; part < parts; ++part)
-            sum = hn::Add(sum, lanes.load(pieces + (part * K + k) * N + n));
-          lanes.store(sum, g.dweight.row(k) + n);
-        });
-    });
 }
 
 }  // namespace
@@ -225,8 +173,15 @@ void gradient(const WeightGradient<A>& g) {
 void multiply_float(const Product<float, float>& p) { product(p); }
 void multiply_widened(const Product<bf16, float>& p) { product(p); }
 void multiply_bf16(const Product<bf16, bf16>& p) { product(p); }
-void gradient_float(const WeightGradient<float>& g) { gradient(g); }
-void gradient_bf16(const WeightGradient<bf16>& g) { gradient(g); }
+void gradient_float(const cpu::GradientTile<float>& t) { gradient_tile(t); }
+void gradient_bf16(const cpu::GradientTile<bf16>& t) { gradient_tile(t); }
+
+void column_sums(Matrix<const bf16> dy, float* sums) {
+  for (std::int64_t r = 0; r < dy.rows; ++r)
+    for_vectors(dy.cols, [&](std::int64_t n, auto lanes) {
+      lanes.store(hn::Add(lanes.load(sums + n), lanes.load(dy.row(r) + n)), sums + n);
+    });
+}
 
 }  // namespace longstride::ops::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -239,16 +194,18 @@ HWY_EXPORT(multiply_widened);
 HWY_EXPORT(multiply_bf16);
 HWY_EXPORT(gradient_float);
 HWY_EXPORT(gradient_bf16);
+HWY_EXPORT(column_sums);
 
 namespace cpu {
 
 void multiply(const Product<float, float>& p) { HWY_DYNAMIC_DISPATCH(multiply_float)(p); }
 void multiply(const Product<bf16, float>& p) { HWY_DYNAMIC_DISPATCH(multiply_widened)(p); }
 void multiply(const Product<bf16, bf16>& p) { HWY_DYNAMIC_DISPATCH(multiply_bf16)(p); }
-void add_weight_gradient(const WeightGradient<float>& g) {
-  HWY_DYNAMIC_DISPATCH(gradient_float)(g);
+void multiply_tile(const GradientTile<float>& t) { HWY_DYNAMIC_DISPATCH(gradient_float)(t); }
+void multiply_tile(const GradientTile<bf16>& t) { HWY_DYNAMIC_DISPATCH(gradient_bf16)(t); }
+void add_column_sums(Matrix<const bf16> dy, float* sums) {
+  HWY_DYNAMIC_DISPATCH(column_sums)(dy, sums);
 }
-void add_weight_gradient(const WeightGradient<bf16>& g) { HWY_DYNAMIC_DISPATCH(gradient_bf16)(g); }
 
 }  // namespace cpu
 }  // namespace longstride::ops

@@ -1,0 +1,22 @@
+// Memory that a thread keeps for its next call: nothing is allocated once a step has run.
+#pragma once
+
+#include "tensor/tensor.h"
+
+namespace longstride::ops::cpu {
+
+template <class T>
+class ScratchOf {
+ public:
+  // Its content is whatever the last call left.
+  T* at_least(std::int64_t size) {
+    if (values_.size() < size) values_ = Buffer<T>(size);
+    return values_.data();
+  }
+
+ private:
+  Buffer<T> values_;
+};
+using Scratch = ScratchOf<float>;
+
+}  // namespace longstride::ops::cpu
