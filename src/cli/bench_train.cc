@@ -91,38 +91,35 @@ Config growth_config(std::int64_t length, const std::vector<std::string>& settin
   return load_config("tiny-text", all);
 }
 
-struct Growth {
-  std::vector<BenchRow> rows;  // seconds: of a token
-  Json json = Json::array();
-  std::string lines;
+struct Grown {
+  Config config;
+  TrainTimes times;
+  double seconds_per_symbol() const { return times.best_seconds / times.symbols; }
 };
 
-Growth grow(const BenchGrowthArguments& a, const BenchReport& peaks, Progress& progress) {
+std::vector<Grown> grow(const BenchGrowthArguments& a, Progress& progress) {
   constexpr std::int64_t kWarmUp = 1, kSteps = 2;
-  Growth growth;
+  std::vector<Grown> list;
   for (std::int64_t n = a.min_length; n <= a.max_length; n *= 2) {
-    const Config config = growth_config(n, a.settings);
     const TemporaryFolder folder;
-    const TrainTimes t = train_some(config, kWarmUp, kSteps, progress, folder.path);
+    Config config = growth_config(n, a.settings);
+    TrainTimes times = train_some(config, kWarmUp, kSteps, progress, folder.path);
+    list.push_back({std::move(config), std::move(times)});
+  }
+  return list;
+}
+
+std::vector<BenchFit> fits_of(const std::vector<Grown>& list) {
+  std::vector<BenchRow> rows;
+  for (const Grown& g : list) {
     BenchRow row;
     row.series = "training step per token";
-    row.size = static_cast<double>(n);
-    row.seconds = t.best_seconds / t.symbols;
-    row.bf16 = config.train.precision == "bf16";
-    growth.rows.push_back(row);
-    const double share = t.flops / t.best_seconds / peak_of(peaks, config.train.precision);
-    Json json = {{"length", n},
-                 {"attention", config.model.attention},
-                 {"precision", config.train.precision},
-                 {"seconds_per_symbol", row.seconds},
-                 {"share", share}};
-    json.update(times_json(t));
-    growth.json.push_back(json);
-    growth.lines +=
-        fmt::format("N {:>8}  step {:>9.4f} s  {:>8.3f} us a token  {:>3.0f} % of peak  {}\n", n,
-                    t.best_seconds, row.seconds * 1e6, 100 * share, as_bytes(t.peak_memory));
+    row.size = static_cast<double>(g.config.model.context);
+    row.seconds = g.seconds_per_symbol();
+    row.bf16 = g.config.train.precision == "bf16";
+    rows.push_back(row);
   }
-  return growth;
+  return fit_exponents(rows);
 }
 
 }  // namespace
@@ -135,8 +132,8 @@ int bench_train(const BenchTrainArguments& a, const Globals& globals) {
   TrainTimes t;
   {
     Progress progress(globals.quiet);
-    peaks = bench_peaks();
     t = train_some(config, kWarmUp, a.steps, progress, folder.path);
+    peaks = bench_peaks();  // afterwards: its arrays would count as memory of the training
   }
   const double peak = peak_of(peaks, config.train.precision);
   if (!globals.json) {
@@ -158,25 +155,40 @@ int bench_growth(const BenchGrowthArguments& a, const Globals& globals) {
   if (a.min_length > a.max_length || a.max_length > kLongest)
     throw invalid_argument("bench: lengths are ", a.min_length, " to ", a.max_length,
                            ", want min <= max <= ", kLongest);
-  BenchReport report;
-  Growth growth;
+  BenchReport peaks;
+  std::vector<Grown> list;
   {
     Progress progress(globals.quiet);
-    report = bench_peaks();
-    growth = grow(a, report, progress);
+    list = grow(a, progress);
+    peaks = bench_peaks();
   }
-  Json fits = Json::array();
-  for (const BenchFit& fit : fit_exponents(growth.rows)) {
+  Json rows = Json::array(), fits = Json::array();
+  std::string lines;
+  for (const Grown& g : list) {
+    const TrainTimes& t = g.times;
+    const double share = t.flops / t.best_seconds / peak_of(peaks, g.config.train.precision);
+    Json json = {{"length", g.config.model.context},
+                 {"attention", g.config.model.attention},
+                 {"precision", g.config.train.precision},
+                 {"seconds_per_symbol", g.seconds_per_symbol()},
+                 {"share", share}};
+    json.update(times_json(t));
+    rows.push_back(json);
+    lines += fmt::format("N {:>8}  step {:>9.4f} s  {:>8.3f} us a token  {:>3.0f} % of peak  {}\n",
+                         g.config.model.context, t.best_seconds, g.seconds_per_symbol() * 1e6,
+                         100 * share, as_bytes(t.peak_memory));
+  }
+  for (const BenchFit& fit : fits_of(list)) {
     fits.push_back({{"series", fit.series}, {"exponent", fit.exponent}});
-    growth.lines += fmt::format("\n{}: time ~ N^{:.3f}\n", fit.series, fit.exponent);
+    lines += fmt::format("\n{}: time ~ N^{:.3f}\n", fit.series, fit.exponent);
   }
   if (globals.json)
     print_json({{"machine", machine_json()},
-                {"peak", peaks_json(report)},
-                {"growth", growth.json},
+                {"peak", peaks_json(peaks)},
+                {"growth", rows},
                 {"fits", fits}});
   else
-    print(growth.lines);
+    print(lines);
   return 0;
 }
 

@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Longstride beside PyTorch on this machine: runs both with the same number of threads, one after
+the other, writes all results as one JSON file and prints the ratios that the project aims at.
+
+Parts: attention and train hold both programs; growth, ops and sample are Longstride alone. A result
+file of the same machine and threads keeps its other parts, so a part can be run at a time. With
+two threads of a server all parts take some nine minutes; --only and --length make it shorter.
+The interpreter given by --python needs PyTorch 2.11 or newer.
+
+  bench/peers/compare.py --threads 16 --python venv/bin/python --out bench/results/xeon-16.json
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PARTS = ("attention", "train", "growth", "ops", "sample")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--longstride", default=str(ROOT / "build/release/bin/longstride"))
+    parser.add_argument("--python", default=sys.executable, help="one that has PyTorch")
+    parser.add_argument("--out", type=pathlib.Path, help="bench/results/THREADS-DATE.json")
+    parser.add_argument("--only", action="append", choices=PARTS, help="may be given again (all)")
+    parser.add_argument("--length", type=int, default=12288, help="of attention and train")
+    parser.add_argument("--dense-length", type=int, default=4096, help="of our dense attention")
+    parser.add_argument("--max-length", type=int, default=65536, help="of growth")
+    parser.add_argument("--peer-precision", choices=("f32", "bf16", "both", "none"),
+                        help="of PyTorch; none: not run (both where the processor has bf16, "
+                        "elsewhere f32: PyTorch's bf16 products take minutes there)")
+    parser.add_argument("--steps", type=int, default=3, help="of training, timed")
+    parser.add_argument("--budget", type=float, default=3, help="seconds a measurement in PyTorch")
+    return parser.parse_args()
+
+
+def has_bf16():
+    try:
+        words = pathlib.Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(words))
+
+
+def run(*command):
+    """The JSON document that a command prints."""
+    command = [str(word) for word in command]
+    begin = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.exit(f"compare: exit code {done.returncode} from {' '.join(command)}")
+    print(f"{time.monotonic() - begin:6.1f} s  {' '.join(command)}", file=sys.stderr)
+    return json.loads(done.stdout)
+
+
+class Runner:
+    def __init__(self, a):
+        self.a = a
+        self.peer = a.peer_precision or ("both" if has_bf16() else "f32")
+
+    def ours(self, *command):
+        return run(self.a.longstride, "bench", *command, "--threads", self.a.threads, "--json",
+                   "--quiet")
+
+    def theirs(self, script, *options):
+        if self.peer == "none":
+            return None
+        return run(self.a.python, HERE / script, "--threads", self.a.threads, "--length",
+                   self.a.length, "--precision", self.peer, *options)
+
+    def attention(self):
+        return {"longstride": self.ours("attention", "--parts", "--length", self.a.length,
+                                        "--dense-length", self.a.dense_length),
+                "pytorch": self.theirs("attention_cpu.py", "--budget", self.a.budget)}
+
+    def train(self):
+        def step(precision):
+            return self.ours("train", "--preset", HERE / "strided-10m.toml", "--steps",
+                             self.a.steps, "--set", f"train.precision={precision}", "--set",
+                             f"model.context={self.a.length}")
+        return {"longstride": {p: step(p) for p in ("f32", "bf16")},
+                "pytorch": self.theirs("train_cpu.py", "--budget", 4 * self.a.budget)}
+
+    def growth(self):
+        return {"attention": self.ours("attention", "--growth", "--precision", "f32",
+                                       "--max-length", self.a.max_length),
+                "train": self.ours("train", "--growth", "--max-length", self.a.max_length)}
+
+    def ops(self):
+        return self.ours("ops")
+
+    def sample(self):
+        return self.ours("sample", "--preset", HERE / "strided-10m.toml")
+
+
+def seconds_of(attention, pattern, precision):
+    """Forward + backward of a pattern, ours."""
+    rows = [r for r in attention["longstride"]["rows"] if r["precision"] == precision
+            and r["series"] in (f"attention {pattern}, forward", f"attention {pattern}, backward")]
+    assert len(rows) == 2, f"{len(rows)} rows of {pattern} in {precision}, want 2"
+    return sum(r["seconds"] for r in rows)
+
+
+def ratio(what, value, target):
+    return {"what": what, "value": value, "target": target, "met": value >= target}
+
+
+def attention_ratios(attention):
+    peer = attention["pytorch"]
+    if not peer:
+        return
+    shape = peer["shape"]
+    l, c = shape["stride"], shape["summary"]
+    strided, fixed = f"half local({l}) half column({l})", f"fixed({l},{c})"
+    for precision in ("f32", "bf16"):
+        if precision not in peer:
+            continue
+        theirs = {name: times["forward_backward_seconds"]
+                  for name, times in peer[precision].items() if isinstance(times, dict)}
+        ours = seconds_of(attention, strided, precision)
+        reshape = min(theirs["strided, reshape"], theirs["strided, reshape, copied"])
+        name = f"strided, forward + backward, {precision}: against"
+        yield ratio(f"{name} dense SDPA", theirs["dense"] / ours, 40)
+        yield ratio(f"{name} reshape", reshape / ours, 4)
+        ours = seconds_of(attention, fixed, precision)
+        name = f"fixed, forward + backward, {precision}: against"
+        yield ratio(f"{name} dense SDPA", theirs["dense"] / ours, 5)
+        yield ratio(f"{name} own block and summaries",
+                    theirs["fixed, own block and summaries"] / ours, 1)
+
+
+def train_ratios(train):
+    ours, peer = train["longstride"], train["pytorch"] or {}
+    for precision in ("f32", "bf16"):
+        if precision in peer:
+            best = min(times["seconds_per_step"] for times in peer[precision].values())
+            yield ratio(f"training step, {precision}: against the best of PyTorch",
+                        best / ours[precision]["seconds_per_step"], 5)
+    yield ratio("training step, f32: share of the matrix product", ours["f32"]["share"], 0.55)
+    yield ratio("training step: f32 against bf16",
+                ours["f32"]["seconds_per_step"] / ours["bf16"]["seconds_per_step"], 1.6)
+
+
+def growth_ratios(growth):
+    exponent = growth["train"]["fits"][0]["exponent"]
+    yield {"what": "training step per token: exponent of its growth", "value": exponent,
+           "target": 0.55, "met": exponent <= 0.55, "at_most": True}
+
+
+def ratios_of(parts):
+    result = []
+    for name, function in (("attention", attention_ratios), ("train", train_ratios),
+                           ("growth", growth_ratios)):
+        if name in parts:
+            result += function(parts[name])
+    return result
+
+
+def machine_of(parts):
+    for name in PARTS:
+        part = parts.get(name)
+        while part and "machine" not in part:
+            part = next(iter(part.values()))
+        if part:
+            return part["machine"]
+    return None
+
+
+def kept_parts(file, machine):
+    """Parts of an earlier result, where it comes from the same processor and threads."""
+    if not file.exists():
+        return {}
+    old = json.loads(file.read_text())
+    same = all(old["machine"][key] == machine[key] for key in ("processor", "threads"))
+    if not same:
+        sys.exit(f"compare: {file} is of another machine or number of threads, want another --out")
+    return old["parts"]
+
+
+def main():
+    a = arguments()
+    out = a.out or ROOT / "bench/results" / f"{a.threads}-threads-{time.strftime('%Y-%m-%d')}.json"
+    runner = Runner(a)
+    fresh = {name: getattr(runner, name)() for name in PARTS if name in (a.only or PARTS)}
+    machine = machine_of(fresh)
+    parts = {**kept_parts(out, machine), **fresh}
+    ratios = ratios_of(parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine, "ratios": ratios, "parts": parts}, indent=1)
+                   + "\n")
+    for r in ratios:
+        sign = "<=" if r.get("at_most") else ">="
+        print(f"{r['what']:<68} {r['value']:7.2f}  {sign} {r['target']:<5} "
+              f"{'met' if r['met'] else 'missed'}")
+    print(f"written to {out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
