@@ -188,11 +188,17 @@ void expect_formula(const AttentionPlan& plan, const Shape& shape, std::uint64_t
   const TileProblem problem(plan, shape, seed, sharpness);
   const Result<double> truth = problem.exact.formula();
   const Result<float> plain = problem.plain();
+  // Where dP - D is exactly 0 (a row of one key) the plain loop finds that, other orders of its sum
+  // of terms of about 1 do not.
+  const double slack = static_cast<double>(4 * std::numeric_limits<float>::epsilon()) *
+                       static_cast<double>(shape.v_width);
   for (const TileUnit unit : units()) {
     const Result<float> got = problem.run(unit);
-    for (const auto& [name, wide, narrow] : kFields)
-      EXPECT_TRUE(test::as_good_as<float>(plain.*narrow, got.*narrow, truth.*wide))
-          << name << " " << name_of(unit);
+    for (const auto& [name, wide, narrow] : kFields) {
+      const auto as_good = test::as_good_as<float>(plain.*narrow, got.*narrow, truth.*wide);
+      const double error = test::worst(got.*narrow, truth.*wide).error;
+      EXPECT_TRUE(as_good || error <= slack) << name << " " << name_of(unit) << as_good.message();
+    }
   }
 }
 
