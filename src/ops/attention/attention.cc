@@ -10,9 +10,9 @@ namespace longstride::ops {
 
 namespace {
 
-template <class T>
-void check_heads(const char* who, const char* name, const Heads<const T>& x,
-                 const Heads<const T>& q, std::int64_t width) {
+template <class T, class Q>
+void check_heads(const char* who, const char* name, const Heads<const T>& x, const Heads<Q>& q,
+                 std::int64_t width) {
   if (x.batch != q.batch || x.length != q.length || x.heads != q.heads || x.width != width)
     throw invalid_argument(who, ": ", name, " is [", x.batch, ", ", x.length, ", ", x.heads, ", ",
                            x.width, "], want [", q.batch, ", ", q.length, ", ", q.heads, ", ",
@@ -27,7 +27,8 @@ void check_heads(const char* who, const char* name, const Heads<const T>& x,
 // What forward and backward have in common.
 template <class T>
 void check(const char* who, const AttentionPlan* plan, const Heads<const T>& q,
-           const Heads<const T>& k, const Heads<const T>& v, Vector<const T> lse, T scale) {
+           const Heads<const T>& k, const Heads<const T>& v, Vector<const Accumulated<T>> lse,
+           Accumulated<T> scale) {
   if (plan == nullptr) throw invalid_argument(who, ": no plan");
   if (q.batch < 0 || q.length < 0 || q.heads < 1 || q.width < 1 || v.width < 1)
     throw invalid_argument(who, ": q is [", q.batch, ", ", q.length, ", ", q.heads, ", ", q.width,
@@ -54,21 +55,24 @@ void forward(const Attention<T>& op) {
 
 template <class T>
 void backward(const AttentionBackward<T>& op) {
+  using Sum = Accumulated<T>;
   const char* who = "attention_backward";
   check<T>(who, op.plan, op.q, op.k, op.v, op.lse, op.scale);
   check_heads<T>(who, "out", op.out, op.q, op.v.width);
   check_heads<T>(who, "dout", op.dout, op.q, op.v.width);
-  check_heads<T>(who, "dq", op.dq, op.q, op.q.width);
-  check_heads<T>(who, "dk", op.dk, op.q, op.q.width);
-  check_heads<T>(who, "dv", op.dv, op.q, op.v.width);
+  check_heads<Sum>(who, "dq", op.dq, op.q, op.q.width);
+  check_heads<Sum>(who, "dk", op.dk, op.q, op.q.width);
+  check_heads<Sum>(who, "dv", op.dv, op.q, op.v.width);
   cpu::attention_backward(op);
 }
 
 }  // namespace
 
 void attention(const Attention<float>& op) { forward(op); }
+void attention(const Attention<bf16>& op) { forward(op); }
 void attention(const Attention<double>& op) { forward(op); }
 void attention_backward(const AttentionBackward<float>& op) { backward(op); }
+void attention_backward(const AttentionBackward<bf16>& op) { backward(op); }
 void attention_backward(const AttentionBackward<double>& op) { backward(op); }
 
 }  // namespace longstride::ops

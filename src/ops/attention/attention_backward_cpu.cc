@@ -1,12 +1,14 @@
-// Attention backward on the CPU, float32. Per tile and chunk five products, the scores recomputed:
+// Attention backward on the CPU, float32 and bf16. Per tile and chunk five products, the scores
+// recomputed:
 //
 //   P = e^{scale Q K^T - L}     dP = dO V^T      dS = scale P (dP - D),  D = sum_c dO O
 //   dV += P^T dO    dK += dS^T Q    dQ += dS K
 //
-// A task owns the gradients of every key it reaches: a lane where lanes keep to their own keys
-// (rows, columns), else all lanes of a (batch, head). So dK and dV are added to in place, in a
-// fixed order, without atomics or copies to be summed. Splitting a long lane over tasks would take
-// two passes with seven products; batch x heads tasks are enough for the cores of a CPU.
+// The tasks of a level have no query and no key in common (walk.h), so all gradients are added to
+// in place, in a fixed order, without atomics or copies to be summed. A task takes kBackwardGroup
+// tiles at a time: a chunk of K and V, and the sums dK and dV of its keys, are packed once for all
+// of them. Where a task is the first to reach a key it stores the sums, else it adds to those
+// there.
 //
 // work   2 (3 d_qk + 2 d_v) flops a pair      bound  compute, as forward
 #include <algorithm>
@@ -21,25 +23,38 @@
 #define HWY_TARGET_INCLUDE "ops/attention/attention_backward_cpu.cc"
 #include <hwy/foreach_target.h>
 // After foreach_target.h:
+#include "ops/attention/pack-inl.h"
+#include "ops/attention/products-inl.h"
 #include "ops/attention/simd-inl.h"
 
 #ifndef LONGSTRIDE_OPS_ATTENTION_BACKWARD_TASK
 #define LONGSTRIDE_OPS_ATTENTION_BACKWARD_TASK
 namespace longstride::ops {
 
+template <class A>
 struct BackwardTask {
-  const AttentionBackward<float>* op = nullptr;
+  const AttentionBackward<A>* op = nullptr;
   PartTask part;
 };
 
-// Tiles that share a fetched chunk of K, V, dK, dV; all of it (some 150 KiB at width 64) fits L2.
-inline constexpr int kBackwardGroup = 4;
+// Tiles that share a packed chunk of K, V, dK, dV; all of it (some 220 KiB at width 64) fits L2.
+inline constexpr int kBackwardGroup = 8;
 
 struct BackwardTile {
   Tile tile;
   float *q = nullptr, *dout = nullptr;                     // [kTile][d_qk], [kTile][d_v]
   float *qt = nullptr, *dout_t = nullptr, *dqt = nullptr;  // [d][kTile]
   alignas(64) float lse[kTile], mean[kTile];               // mean: D
+  bool finite;                                             // q and dout
+};
+
+// Of one thread.
+struct BackwardScratch {
+  BackwardTile tiles[kBackwardGroup];
+  float *k, *v, *dk, *dv;  // a packed chunk
+  float *s[2], *dp[2];     // scores and their gradients of two tiles, [kKeyChunk][kTile]
+  Mask mask[2];
+  bool finite;  // the keys of the chunk
 };
 
 }  // namespace longstride::ops
@@ -49,112 +64,54 @@ HWY_BEFORE_NAMESPACE();
 namespace longstride::ops::HWY_NAMESPACE {
 namespace {
 
-// rows[j][c] += sum_q w[j][q] x[q][c], j in [first, first + kKeys), kVecs vectors of D from c on.
-template <class D, int kKeys, int kVecs, bool kMasked>
-HWY_INLINE void add_outer(float* const* rows, int first, const Mask& mask, const float* w,
-                          int queries, const float* x, std::int64_t width, std::int64_t c) {
-  const D d;
-  const hn::RebindToUnsigned<D> du;
-  constexpr std::int64_t kStep = static_cast<std::int64_t>(hn::MaxLanes(D()));
-  hn::Vec<D> sum[kKeys][kVecs];
-#pragma GCC unroll 16
-  for (int j = 0; j < kKeys; ++j)
-#pragma GCC unroll 16
-    for (int n = 0; n < kVecs; ++n) sum[j][n] = hn::LoadU(d, rows[first + j] + c + n * kStep);
-  for (int q = 0; q < queries; ++q) {
-    hn::Vec<D> row[kVecs];
-#pragma GCC unroll 16
-    for (int n = 0; n < kVecs; ++n) row[n] = hn::LoadU(d, x + q * width + c + n * kStep);
-#pragma GCC unroll 16
-    for (int j = 0; j < kKeys; ++j) {
-      const auto weight = hn::Set(d, w[(first + j) * kTile + q]);
-#pragma GCC unroll 16
-      for (int n = 0; n < kVecs; ++n) {
-        const auto next = hn::MulAdd(weight, row[n], sum[j][n]);
-        if constexpr (kMasked)
-          sum[j][n] = hn::IfThenElse(
-              hn::RebindMask(d, hn::MaskFromVec(hn::Set(du, mask.active[first + j][q]))), next,
-              sum[j][n]);
-        else
-          sum[j][n] = next;
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int j = 0; j < kKeys; ++j)
-#pragma GCC unroll 16
-    for (int n = 0; n < kVecs; ++n) hn::StoreU(sum[j][n], d, rows[first + j] + c + n * kStep);
-}
-
-template <int kKeys, bool kMasked>
-HWY_INLINE void add_outer_run(float* const* rows, int begin, int end, const Mask& mask,
-                              const float* w, int queries, const float* x, std::int64_t width) {
-  for (; begin + kKeys <= end; begin += kKeys) {
-    std::int64_t c = 0;
-    for (; c + 2 * kLanes <= width; c += 2 * kLanes)
-      add_outer<Wide, kKeys, 2, kMasked>(rows, begin, mask, w, queries, x, width, c);
-    for (; c + kLanes <= width; c += kLanes)
-      add_outer<Wide, kKeys, 1, kMasked>(rows, begin, mask, w, queries, x, width, c);
-    for (; c < width; ++c)
-      add_outer<One, kKeys, 1, kMasked>(rows, begin, mask, w, queries, x, width, c);
-  }
-  if constexpr (kKeys > 1)
-    add_outer_run<kKeys / 2, kMasked>(rows, begin, end, mask, w, queries, x, width);
-}
-
-// rows[j] += sum_q w[j][q] x[q] over the kept pairs.
-HWY_NOINLINE void add_to_keys(float* const* rows, const Mask& mask, const float* w, int queries,
-                              const float* x, std::int64_t width) {
-  constexpr int kKeys = 6;  // times 2 vectors: 12 accumulators
-  for (int r = 0; r < mask.runs; ++r) {
-    const Run run = mask.run[static_cast<std::size_t>(r)];
-    if (run.masked)
-      add_outer_run<kKeys, true>(rows, run.begin, run.end, mask, w, queries, x, width);
-    else
-      add_outer_run<kKeys, false>(rows, run.begin, run.end, mask, w, queries, x, width);
-  }
-}
-
-// s becomes P, dp becomes dS. Pairs that are not kept get values that nobody reads.
+// s becomes P, dp becomes dS; both zero where the pair is not kept.
 HWY_INLINE void score_gradients(const Mask& mask, const BackwardTile& tile, float scale, float* s,
                                 float* dp) {
   const Wide d;
   for (int n = 0; n < kVectors; ++n) {
     const auto lse = hn::Load(d, tile.lse + n * kLanes);
     const auto mean = hn::Load(d, tile.mean + n * kLanes);
-    for (int j = mask.begin; j < mask.end; ++j) {
+    const auto step = [&](int j, const auto& keep) HWY_ATTR {
       float* const at = s + j * kTile + n * kLanes;
       float* const gradient = dp + j * kTile + n * kLanes;
       const auto p = exp(d, hn::Sub(hn::Load(d, at), lse));
-      hn::Store(p, d, at);
-      hn::Store(hn::Mul(hn::Mul(hn::Set(d, scale), p), hn::Sub(hn::Load(d, gradient), mean)), d,
-                gradient);
-    }
+      hn::Store(keep(p), d, at);
+      hn::Store(keep(hn::Mul(hn::Mul(hn::Set(d, scale), p), hn::Sub(hn::Load(d, gradient), mean))),
+                d, gradient);
+    };
+    const auto kept = [&](int begin, int end) HWY_ATTR {
+      for (int j = begin; j < end; ++j) {
+        const auto keeps = kept_of(mask, j, n);
+        step(j, [&](auto x) HWY_ATTR { return hn::IfThenElseZero(keeps, x); });
+      }
+    };
+    kept(mask.begin, mask.free_begin);
+    for (int j = mask.free_begin; j < mask.free_end; ++j)
+      step(j, [](auto x) HWY_ATTR { return x; });
+    kept(mask.free_end, mask.end);
   }
 }
 
-// Packs the rows of x into rows [kTile][width] and columns [width][kTile], zero where no row is.
-HWY_INLINE void pack(const Heads<const float>& x, const BackwardTask& task, const Tile& tile,
-                     float* rows, float* columns) {
-  for (int r = 0; r < tile.rows; ++r) {
-    const float* from =
-        x.at(task.part.batch, tile.query[static_cast<std::size_t>(r)], task.part.head);
-    std::copy_n(from, x.width, rows + r * x.width);
-  }
-  if (tile.rows < kTile) std::fill_n(columns, x.width * kTile, 0.0f);
-  transpose([&](int r) { return rows + r * x.width; }, tile.rows, x.width, columns, kTile);
-}
-
-void begin_tile(const BackwardTask& task, std::int64_t lane, std::int64_t step, int rows,
-                BackwardTile& state) {
+// False: q or dout has values that are not finite.
+template <class A>
+void begin_tile(const BackwardTask<A>& task, const Tile& cut, BackwardTile& state) {
   const auto& op = *task.op;
   const Wide d;
-  state.tile = make_tile(*task.part.part, lane, step, rows);
+  const std::int64_t b = task.part.batch, h = task.part.head;
+  state.tile = cut;
+  const int rows = cut.rows;
+  const auto columns = [&](const float* from, std::int64_t width, float* to) {
+    if (rows < kTile) std::fill_n(to, width * kTile, 0.0f);
+    transpose([&](int r) { return from + r * width; }, rows, width, to, kTile);
+  };
   // D, with dqt and dout as room for O, before they get what they are for.
   float* const out_t = state.dqt;
-  pack(op.out, task, state.tile, state.dout, out_t);
-  pack(op.dout, task, state.tile, state.dout, state.dout_t);
-  pack(op.q, task, state.tile, state.q, state.qt);
+  pack_queries(op.out, b, h, cut, state.dout);
+  columns(state.dout, op.v.width, out_t);
+  state.finite = pack_queries(op.dout, b, h, cut, state.dout);
+  columns(state.dout, op.v.width, state.dout_t);
+  state.finite = pack_queries(op.q, b, h, cut, state.q) && state.finite;
+  columns(state.q, op.q.width, state.qt);
   for (int n = 0; n < kVectors; ++n) {
     auto mean = hn::Zero(d);
     for (std::int64_t c = 0; c < op.v.width; ++c)
@@ -164,86 +121,200 @@ void begin_tile(const BackwardTask& task, std::int64_t lane, std::int64_t step, 
   }
   std::fill_n(state.dqt, op.q.width * kTile, 0.0f);
   for (int r = 0; r < kTile; ++r)
-    state.lse[r] = r < rows ? op.lse[(task.part.batch * op.q.heads + task.part.head) * op.q.length +
-                                     state.tile.query[static_cast<std::size_t>(r)]]
-                            : 0;
+    state.lse[r] =
+        r < rows
+            ? op.lse[(b * op.q.heads + h) * op.q.length + cut.query[static_cast<std::size_t>(r)]]
+            : 0;
 }
 
-void end_tile(const BackwardTask& task, const BackwardTile& state) {
+// to[c] (+)= from[c]
+HWY_INLINE void write_row(const float* from, std::int64_t width, bool add, float* to) {
+  const auto write = [&](auto d, std::int64_t c) HWY_ATTR {
+    const auto x = hn::LoadU(d, from + c);
+    hn::StoreU(add ? hn::Add(hn::LoadU(d, to + c), x) : x, d, to + c);
+  };
+  std::int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) write(Wide(), c);
+  for (; c < width; ++c) write(One(), c);
+}
+
+template <class A>
+void end_tile(const BackwardTask<A>& task, const BackwardTile& state) {
   const auto& dq = task.op->dq;
   float* const rows = state.q;  // no longer needed
   transpose([&](int c) { return state.dqt + c * kTile; }, static_cast<int>(dq.width), kTile, rows,
             dq.width);
-  for (int r = 0; r < state.tile.rows; ++r) {
-    float* const to =
-        dq.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r)], task.part.head);
-    for (std::int64_t c = 0; c < dq.width; ++c) to[c] += rows[r * dq.width + c];
-  }
+  for (int r = 0; r < state.tile.rows; ++r)
+    write_row(
+        rows + r * dq.width, dq.width, !task.part.first_of_queries,
+        dq.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r)], task.part.head));
 }
 
-void differentiate(const BackwardTask& task, std::int64_t lane, Interval keys, BackwardTile* tiles,
-                   int count, float* s) {
+// dv += p^T dout, dk += ds^T q of one or two tiles over keys that are common to them.
+template <int kTiles>
+HWY_INLINE void add_to_chunk(const BackwardTile* const* tiles, const float* const* p,
+                             const float* const* ds, int begin, int end, std::int64_t qk_width,
+                             std::int64_t v_width, BackwardScratch& at) {
+  Outer<kTiles> dv, dk;
+  for (int t = 0; t < kTiles; ++t) {
+    dv.w[t] = p[t], dk.w[t] = ds[t];
+    dv.x[t] = tiles[t]->dout, dk.x[t] = tiles[t]->q;
+    dv.queries[t] = dk.queries[t] = tiles[t]->tile.rows;
+  }
+  add_to_keys<kTiles>(at.dv, begin, end, dv, v_width);
+  add_to_keys<kTiles>(at.dk, begin, end, dk, qk_width);
+}
+
+template <class A>
+void differentiate_pair(const BackwardTask<A>& task, BackwardTile* tiles, BackwardScratch& at) {
+  const std::int64_t qk_width = task.op->q.width, v_width = task.op->v.width;
+  const auto products = [&](auto common) HWY_ATTR { for_tiles<kTilesAtOnce>(at.mask, common); };
+  products([&](auto count, int t, int begin, int end) HWY_ATTR {
+    const float* const qt[2] = {tiles[t].qt, tiles[1].qt};
+    const float* const dout_t[2] = {tiles[t].dout_t, tiles[1].dout_t};
+    float* const s[2] = {at.s[t], at.s[1]};
+    float* const dp[2] = {at.dp[t], at.dp[1]};
+    scores<decltype(count)::value>(at.k, begin, end, qk_width, qt, task.op->scale, s);
+    scores<decltype(count)::value>(at.v, begin, end, v_width, dout_t, 1, dp);
+  });
+  bool plain_keys = true, plain_queries = true;
+  for (int t = 0; t < 2; ++t) {
+    if (at.mask[t].empty()) continue;
+    score_gradients(at.mask[t], tiles[t], task.op->scale, at.s[t], at.dp[t]);
+    plain_keys = plain_keys && (at.finite || !at.mask[t].has_gaps());
+    plain_queries = plain_queries && (tiles[t].finite || !at.mask[t].has_gaps());
+  }
+  if (plain_queries)
+    for_tiles<2>(at.mask, [&](auto count, int t, int begin, int end) HWY_ATTR {
+      const BackwardTile* const of[2] = {&tiles[t], &tiles[1]};
+      const float *const p[2] = {at.s[t], at.s[1]}, *const ds[2] = {at.dp[t], at.dp[1]};
+      add_to_chunk<decltype(count)::value>(of, p, ds, begin, end, qk_width, v_width, at);
+    });
+  else
+    for (int t = 0; t < 2; ++t) {
+      const BackwardTile& tile = tiles[t];
+      if (at.mask[t].empty()) continue;
+      add_to_keys_with_gaps(at.dv, at.mask[t], at.s[t], tile.tile.rows, tile.dout, v_width);
+      add_to_keys_with_gaps(at.dk, at.mask[t], at.dp[t], tile.tile.rows, tile.q, qk_width);
+    }
+  if (plain_keys)
+    products([&](auto count, int t, int begin, int end) HWY_ATTR {
+      const float* const ds[2] = {at.dp[t], at.dp[1]};
+      float* const dqt[2] = {tiles[t].dqt, tiles[1].dqt};
+      add_values<decltype(count)::value>(at.k, begin, end, qk_width, ds, dqt);
+    });
+  else
+    for (int t = 0; t < 2; ++t)
+      if (!at.mask[t].empty())
+        add_values_with_gaps(at.k, at.mask[t], qk_width, at.dp[t], tiles[t].dqt);
+}
+
+// The sums of a chunk's keys: zero for keys [fresh, end), what is there for those before. The rows
+// beside the chunk get what a pair that is not kept adds: zeros.
+HWY_INLINE void load_sums(const Heads<float>& x, const PartTask& task, const Chunk& chunk,
+                          int fresh, float* to) {
+  const int begin = chunk.begin / 2 * 2, end = (chunk.end + 1) / 2 * 2;
+  if (begin < chunk.begin) std::fill_n(to + begin * x.width, x.width, 0.0f);
+  for (int j = chunk.begin; j < fresh; ++j)
+    write_row(x.at(task.batch, chunk.position[static_cast<std::size_t>(j)], task.head), x.width,
+              false, to + j * x.width);
+  std::fill(to + fresh * x.width, to + end * x.width, 0.0f);
+}
+
+HWY_INLINE void store_sums(const float* from, const PartTask& task, const Chunk& chunk,
+                           const Heads<float>& x) {
+  for (int j = chunk.begin; j < chunk.end; ++j)
+    write_row(from + j * x.width, x.width, false,
+              x.at(task.batch, chunk.position[static_cast<std::size_t>(j)], task.head));
+}
+
+// touched: keys before it have sums.
+template <class A>
+void differentiate(const BackwardTask<A>& task, std::int64_t lane, Interval keys, int count,
+                   std::int64_t touched, BackwardScratch& at) {
   const auto& op = *task.op;
-  const std::int64_t b = task.part.batch, h = task.part.head;
-  const float *k[kKeyChunk + kSlack], *v[kKeyChunk + kSlack];
-  float *dk[kKeyChunk], *dv[kKeyChunk];
-  float* const dp = s + (kKeyChunk + kSlack) * kTile;
-  Mask mask;
+  const PartPlan& part = *task.part.part;
   for (std::int64_t first = keys.begin / kKeyChunk * kKeyChunk; first < keys.end;
        first += kKeyChunk) {
-    const Chunk chunk = make_chunk(*task.part.part, lane, first, keys);
-    for (int j = chunk.begin; j < chunk.end; ++j) {
-      const Position at = chunk.position[static_cast<std::size_t>(j)];
-      k[j] = op.k.at(b, at, h), v[j] = op.v.at(b, at, h);
-      dk[j] = op.dk.at(b, at, h), dv[j] = op.dv.at(b, at, h);
+    const Chunk chunk = make_chunk(part, lane, first, keys);
+    at.finite = pack_keys(op.k, task.part.batch, task.part.head, chunk, at.k);
+    pack_keys(op.v, task.part.batch, task.part.head, chunk, at.v);
+    const int fresh =
+        static_cast<int>(std::clamp<std::int64_t>(touched - first, chunk.begin, chunk.end));
+    load_sums(op.dk, task.part, chunk, fresh, at.dk);
+    load_sums(op.dv, task.part, chunk, fresh, at.dv);
+    for (int t = 0; t < count; t += 2) {
+      bool any = false;
+      for (int u = 0; u < 2; ++u) {
+        at.mask[u].clear();
+        any = (t + u < count && make_mask(part, at.tiles[t + u].tile, chunk, at.mask[u])) || any;
+      }
+      if (any) differentiate_pair(task, at.tiles + t, at);
     }
-    for (int j = chunk.end; j < chunk.end + kSlack; ++j)
-      k[j] = k[chunk.end - 1], v[j] = v[chunk.end - 1];
-    for (int t = 0; t < count; ++t) {
-      const BackwardTile& tile = tiles[t];
-      if (!make_mask(*task.part.part, tile.tile, chunk, mask)) continue;
-      scores(k, mask.begin, mask.end, op.q.width, tile.qt, op.scale, s);
-      scores(v, mask.begin, mask.end, op.v.width, tile.dout_t, 1, dp);
-      score_gradients(mask, tile, op.scale, s, dp);
-      add_to_keys(dv, mask, s, tile.tile.rows, tile.dout, op.v.width);
-      add_to_keys(dk, mask, dp, tile.tile.rows, tile.q, op.q.width);
-      add_values(k, mask, op.q.width, dp, tile.dqt);
-    }
+    store_sums(at.dk, task.part, chunk, op.dk);
+    store_sums(at.dv, task.part, chunk, op.dv);
   }
 }
 
-void backward_task(const BackwardTask& task) {
-  const std::int64_t qk_width = task.op->q.width, v_width = task.op->v.width;
+HWY_MAYBE_UNUSED BackwardScratch prepare(std::int64_t qk_width, std::int64_t v_width) {
+  BackwardScratch at;
   const std::int64_t widest = std::max(qk_width, v_width);
-  const std::int64_t tile_size = 2 * (qk_width + v_width) * kTile + widest * kTile;
-  float* const memory =
-      scratch<float>(kBackwardGroup * tile_size + 2 * (kKeyChunk + kSlack) * kTile);
-  BackwardTile tiles[kBackwardGroup];
-  for (int t = 0; t < kBackwardGroup; ++t) {
-    tiles[t].q = memory + t * tile_size;
-    tiles[t].qt = tiles[t].q + qk_width * kTile;
-    tiles[t].dout = tiles[t].qt + qk_width * kTile;
-    tiles[t].dout_t = tiles[t].dout + v_width * kTile;
-    tiles[t].dqt = tiles[t].dout_t + v_width * kTile;
+  float* free = scratch<float>(kBackwardGroup * kTile * (2 * (qk_width + v_width) + widest) +
+                               kKeyChunk * 2 * (qk_width + v_width) + 4 * kKeyChunk * kTile);
+  const auto take = [&](std::int64_t size) {
+    free += size;
+    return free - size;
+  };
+  for (BackwardTile& tile : at.tiles) {
+    tile.q = take(kTile * qk_width);
+    tile.qt = take(kTile * qk_width);
+    tile.dout = take(kTile * v_width);
+    tile.dout_t = take(kTile * v_width);
+    tile.dqt = take(kTile * widest);
   }
+  for (int t = 0; t < 2; ++t) {
+    at.s[t] = take(kKeyChunk * kTile);
+    at.dp[t] = take(kKeyChunk * kTile);
+  }
+  for (float** x : {&at.k, &at.dk}) *x = take(kKeyChunk * qk_width);
+  for (float** x : {&at.v, &at.dv}) *x = take(kKeyChunk * v_width);
+  return at;
+}
+
+template <class A>
+HWY_INLINE void backward_lane(const BackwardTask<A>& task, std::int64_t lane, BackwardScratch& at) {
   const PartPlan& part = *task.part.part;
-  for (std::int64_t lane = task.part.span.lane_begin; lane < task.part.span.lane_end; ++lane) {
-    const std::int64_t end = steps_below(part, lane, task.op->q.length);
-    for (std::int64_t step = 0; step < end;) {
-      int count = 0;
-      Interval keys = {part.keys(lane), 0};
-      for (; count < kBackwardGroup && step < end; ++count, step += kTile) {
-        begin_tile(task, lane, step, static_cast<int>(std::min<std::int64_t>(kTile, end - step)),
-                   tiles[count]);
-        const Interval any = tiles[count].tile.any;
-        if (!any.empty()) keys = {std::min(keys.begin, any.begin), std::max(keys.end, any.end)};
-      }
-      if (keys.empty()) continue;
-      differentiate(task, lane, keys, tiles, count, memory + kBackwardGroup * tile_size);
-      for (int t = 0; t < count; ++t) end_tile(task, tiles[t]);
+  const Span& span = task.part.span;
+  const Interval allowed = {part.keys_before(lane, task.part.keys.begin),
+                            part.keys_before(lane, task.part.keys.end)};
+  const std::int64_t end = std::min(span.step_end, steps_below(part, lane, task.op->q.length));
+  std::int64_t touched = task.part.first_of_keys ? allowed.begin : allowed.end;
+  for (std::int64_t step = span.step_begin; step < end;) {
+    int count = 0;
+    Interval keys = {part.keys(lane), 0};
+    for (; count < kBackwardGroup && step < end; step += kTile) {
+      const auto rows = static_cast<int>(std::min<std::int64_t>(kTile, end - step));
+      const Tile tile = make_tile(part, lane, step, rows, allowed);
+      if (tile.any.empty() && !task.part.first_of_queries) continue;
+      begin_tile(task, tile, at.tiles[count++]);
+      if (!tile.any.empty())
+        keys = {std::min(keys.begin, tile.any.begin), std::max(keys.end, tile.any.end)};
     }
+    if (!keys.empty()) differentiate(task, lane, keys, count, touched, at);
+    touched = std::max(touched, keys.end);
+    for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t]);
   }
 }
+
+template <class A>
+HWY_INLINE void backward_task(const BackwardTask<A>& task) {
+  BackwardScratch at = prepare(task.op->q.width, task.op->v.width);
+  for (std::int64_t lane = task.part.span.lane_begin; lane < task.part.span.lane_end; ++lane)
+    backward_lane(task, lane, at);
+}
+
+void backward_task_f32(const BackwardTask<float>& task) { backward_task(task); }
+void backward_task_bf16(const BackwardTask<bf16>& task) { backward_task(task); }
 
 }  // namespace
 }  // namespace longstride::ops::HWY_NAMESPACE
@@ -253,15 +324,46 @@ HWY_AFTER_NAMESPACE();
 namespace longstride::ops::cpu {
 
 namespace {
-HWY_EXPORT(backward_task);
+
+HWY_EXPORT(backward_task_f32);
+HWY_EXPORT(backward_task_bf16);
+
+// Zeroes dK and dV of the heads where no task is the first to reach each key (walk.h).
+constexpr std::int64_t kRows = 64;  // of a task
+
+template <class A>
+void clear_sums(const AttentionBackward<A>& op) {
+  std::vector<std::int64_t> heads;
+  for (std::int64_t h = 0; h < op.q.heads; ++h)
+    if (!reaches_every_key(op.plan->kinds[static_cast<std::size_t>(
+            op.plan->kind_of_head[static_cast<std::size_t>(h)])]))
+      heads.push_back(h);
+  if (heads.empty()) return;
+  const std::int64_t N = op.q.length;
+  parallel_ranges(op.q.batch * N, kRows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r)
+      for (const auto* x : {&op.dk, &op.dv})
+        for (const std::int64_t h : heads) std::fill_n(x->at(r / N, r % N, h), x->width, 0.0f);
+  });
 }
 
-void attention_backward(const AttentionBackward<float>& op) {
-  clear_gradients(op);
-  for (const auto& level : part_tasks(*op.plan, op.q.batch, op.q.length, true))
+template <class A, class Run>
+void run_levels(const AttentionBackward<A>& op, const Run& run) {
+  clear_sums(op);
+  for (const auto& level : gradient_tasks(*op.plan, op.q.batch, op.q.length))
     parallel_for(static_cast<std::int64_t>(level.size()), [&](std::int64_t t) {
-      HWY_DYNAMIC_DISPATCH(backward_task)({&op, level[static_cast<std::size_t>(t)]});
+      run({&op, level[static_cast<std::size_t>(t)]});
     });
+}
+
+}  // namespace
+
+void attention_backward(const AttentionBackward<float>& op) {
+  run_levels(op, HWY_DYNAMIC_DISPATCH(backward_task_f32));
+}
+
+void attention_backward(const AttentionBackward<bf16>& op) {
+  run_levels(op, HWY_DYNAMIC_DISPATCH(backward_task_bf16));
 }
 
 }  // namespace longstride::ops::cpu

@@ -6,16 +6,15 @@
 
 namespace longstride::ops::cpu {
 
-// float: vector kernels. double: the same walk in plain code, to check plans and gradients with.
+// float, bf16: vector kernels. double: the same walk in plain code, to check plans and gradients
+// with.
 void attention(const Attention<float>& op);
+void attention(const Attention<bf16>& op);
 void attention(const Attention<double>& op);
 void attention_backward(const AttentionBackward<float>& op);
+void attention_backward(const AttentionBackward<bf16>& op);
 void attention_backward(const AttentionBackward<double>& op);
 void decode(const Decode<float>& op);
 void decode(const Decode<double>& op);
-
-// Zeroes the gradients that attention_backward adds to, on all threads.
-template <class T>
-void clear_gradients(const AttentionBackward<T>& op);
 
 }  // namespace longstride::ops::cpu

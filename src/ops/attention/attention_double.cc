@@ -78,25 +78,11 @@ void attention(const Attention<double>& op) {
 
 void attention_backward(const AttentionBackward<double>& op) {
   const std::int64_t H = op.q.heads;
-  clear_gradients(op);
   parallel_for(op.q.batch * H, [&](std::int64_t t) {  // a head owns its keys' gradients
+    for (const auto* x : {&op.dq, &op.dk, &op.dv})
+      for (Position i = 0; i < op.q.length; ++i) std::fill_n(x->at(t / H, i, t % H), x->width, 0.0);
     for (Position i = 0; i < op.q.length; ++i) backward_row(op, t / H, t % H, i);
   });
 }
-
-template <class T>
-void clear_gradients(const AttentionBackward<T>& op) {
-  const auto clear = [](const Heads<T>& x, std::int64_t b, std::int64_t i) {
-    for (std::int64_t h = 0; h < x.heads; ++h) std::fill_n(x.at(b, i, h), x.width, T(0));
-  };
-  const std::int64_t N = op.q.length;
-  parallel_ranges(op.q.batch * N, kRows, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r)
-      for (const auto* x : {&op.dq, &op.dk, &op.dv}) clear(*x, r / N, r % N);
-  });
-}
-
-template void clear_gradients(const AttentionBackward<float>& op);
-template void clear_gradients(const AttentionBackward<double>& op);
 
 }  // namespace longstride::ops::cpu

@@ -1,12 +1,13 @@
-// Attention forward on the CPU, float32.
+// Attention forward on the CPU, float32 and bf16 (then scores, softmax and sums are float32).
 //
 //   S = scale Q K^T, one pass over the key chunks with a running softmax (row.h), O += P V
 //
 // A task takes a span of queries of a lane (parts one after the other, so that a part finds what
 // the parts before it have stored) in groups of kGroup tiles: each chunk of keys and values is
-// fetched once for the whole group and then read from the cache.
+// packed once for the whole group and then read from the cache.
 //
 // work   2 (d_qk + d_v) flops a pair, plus the unkept pairs of tiles at the edge of an interval
+// bytes  each group: its q and out, and the keys and values it reaches
 // bound  compute for dense, local and row lanes; columns of few steps: fetching strided rows
 #include <algorithm>
 #include <cstdint>
@@ -21,24 +22,37 @@
 #define HWY_TARGET_INCLUDE "ops/attention/attention_forward_cpu.cc"
 #include <hwy/foreach_target.h>
 // After foreach_target.h:
+#include "ops/attention/pack-inl.h"
+#include "ops/attention/products-inl.h"
 #include "ops/attention/simd-inl.h"
 
 #ifndef LONGSTRIDE_OPS_ATTENTION_FORWARD_TASK
 #define LONGSTRIDE_OPS_ATTENTION_FORWARD_TASK
 namespace longstride::ops {
 
+template <class A>
 struct ForwardTask {
-  const Attention<float>* op = nullptr;
+  const Attention<A>* op = nullptr;
   PartTask part;
 };
 
-// Tiles that share a fetched chunk: their state and the chunk (some 100 KiB at width 64) fit L2.
+// Tiles that share a packed chunk: their state and the chunk (some 100 KiB at width 64) fit L2.
 inline constexpr int kForwardGroup = 8;
 
 struct ForwardTile {
   Tile tile;
   float *qt = nullptr, *ot = nullptr;  // [d_qk][kTile], [d_v][kTile]
   alignas(64) float max[kTile], sum[kTile];
+};
+
+// Of one thread.
+struct ForwardScratch {
+  ForwardTile tiles[kForwardGroup];
+  float *k, *v;  // a packed chunk
+  float* s[2];   // scores of two tiles, [kKeyChunk][kTile]
+  float* rows;   // a tile's queries or results, [kTile][the wider width]
+  Mask mask[2];
+  bool finite;  // the values of the chunk
 };
 
 }  // namespace longstride::ops
@@ -49,20 +63,23 @@ namespace longstride::ops::HWY_NAMESPACE {
 namespace {
 
 // Raises max by the scores of the mask, scales sum and ot by e^{old - new}; s becomes
-// p = e^{s - max}, added to sum in key order.
+// p = e^{s - max}, added to sum in key order, or zero where the pair is not kept.
 HWY_INLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s, ForwardTile& tile) {
   const Wide d;
   for (int n = 0; n < kVectors; ++n) {
-    float* column = s + n * kLanes;
+    float* const column = s + n * kLanes;
     const auto old = hn::Load(d, tile.max + n * kLanes);
     auto max = old;
-    for (int r = 0; r < mask.runs; ++r) {
-      const Run run = mask.run[static_cast<std::size_t>(r)];
-      for (int j = run.begin; j < run.end; ++j) {
-        const auto next = hn::Max(max, hn::Load(d, column + j * kTile));
-        max = run.masked ? hn::IfThenElse(active(mask.active[j], n), next, max) : next;
-      }
-    }
+    const auto raise = [&](int begin, int end) HWY_ATTR {
+      for (int j = begin; j < end; ++j)
+        max =
+            hn::IfThenElse(kept_of(mask, j, n), hn::Max(max, hn::Load(d, column + j * kTile)), max);
+    };
+    raise(mask.begin, mask.free_begin);
+    for (int j = mask.free_begin; j < mask.free_end; ++j)
+      max = hn::Max(max, hn::Load(d, column + j * kTile));
+    raise(mask.free_end, mask.end);
+
     const auto same = hn::Eq(max, old);  // also: no key so far
     auto sum = hn::Load(d, tile.sum + n * kLanes);
     if (!hn::AllTrue(d, same)) {
@@ -74,97 +91,158 @@ HWY_INLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s, F
         hn::Store(hn::Mul(hn::Load(d, out), shrink), d, out);
       }
     }
-    for (int r = 0; r < mask.runs; ++r) {
-      const Run run = mask.run[static_cast<std::size_t>(r)];
-      for (int j = run.begin; j < run.end; ++j) {
-        const auto p = exp(d, hn::Sub(hn::Load(d, column + j * kTile), max));
+    const auto weigh = [&](int begin, int end) HWY_ATTR {
+      for (int j = begin; j < end; ++j) {
+        const auto p = hn::IfThenElseZero(kept_of(mask, j, n),
+                                          exp(d, hn::Sub(hn::Load(d, column + j * kTile), max)));
         hn::Store(p, d, column + j * kTile);
-        const auto next = hn::Add(sum, p);
-        sum = run.masked ? hn::IfThenElse(active(mask.active[j], n), next, sum) : next;
+        sum = hn::Add(sum, p);
       }
+    };
+    weigh(mask.begin, mask.free_begin);
+    for (int j = mask.free_begin; j < mask.free_end; ++j) {
+      const auto p = exp(d, hn::Sub(hn::Load(d, column + j * kTile), max));
+      hn::Store(p, d, column + j * kTile);
+      sum = hn::Add(sum, p);
     }
+    weigh(mask.free_end, mask.end);
     hn::Store(sum, d, tile.sum + n * kLanes);
   }
 }
 
-void begin_tile(const ForwardTask& task, std::int64_t lane, std::int64_t step, int rows,
-                ForwardTile& state) {
+template <class A>
+void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std::int64_t step, int rows,
+                ForwardScratch& scratch, ForwardTile& state) {
   const auto& q = task.op->q;
   state.tile = make_tile(*task.part.part, lane, step, rows);
+  pack_queries(q, task.part.batch, task.part.head, state.tile, scratch.rows);
   if (rows < kTile) std::fill_n(state.qt, q.width * kTile, 0.0f);
-  transpose(
-      [&](int r) {
-        return q.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r)], task.part.head);
-      },
-      rows, q.width, state.qt, kTile);
+  transpose([&](int r) { return scratch.rows + r * q.width; }, rows, q.width, state.qt, kTile);
   std::fill_n(state.ot, task.op->v.width * kTile, 0.0f);
   for (int r = 0; r < kTile; ++r) state.max[r] = kNoKeys<float>, state.sum[r] = 0;
 }
 
-void end_tile(const ForwardTask& task, const ForwardTile& state, float* rows) {
+// out[c] = e.before out[c] + e.here row[c]; an out that counts for nothing is not read.
+template <class A>
+HWY_INLINE void merge_row(const RowEnd<float>& e, const float* row, std::int64_t width, A* out) {
+  const auto merge = [&](auto d, std::int64_t c) HWY_ATTR {
+    auto x = hn::Mul(hn::Set(d, e.here), hn::LoadU(d, row + c));
+    if (e.merges) x = hn::Add(hn::Mul(hn::Set(d, e.before), load(d, out + c)), x);
+    store(x, d, out + c);
+  };
+  std::int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) merge(Wide(), c);
+  for (; c < width; ++c) merge(One(), c);
+}
+
+template <class A>
+void end_tile(const ForwardTask<A>& task, const ForwardTile& state, float* rows) {
   const auto& out = task.op->out;
   transpose([&](int c) { return state.ot + c * kTile; }, static_cast<int>(out.width), kTile, rows,
             out.width);
   for (int r = 0; r < state.tile.rows; ++r) {
     const Position i = state.tile.query[static_cast<std::size_t>(r)];
-    const RowState<float> row = {state.max[r], state.sum[r], rows + r * out.width};
-    finish_row(row, task.part.number == 0, out.width, out.at(task.part.batch, i, task.part.head),
-               task.op->lse[(task.part.batch * out.heads + task.part.head) * out.length + i]);
+    A* const to = out.at(task.part.batch, i, task.part.head);
+    const auto end =
+        end_of_row(state.max[r], state.sum[r], task.part.number == 0,
+                   task.op->lse[(task.part.batch * out.heads + task.part.head) * out.length + i]);
+    if (!end.unchanged) merge_row(end, rows + r * out.width, out.width, to);
   }
+}
+
+// Scores, softmax and values of two tiles over one chunk.
+template <class A>
+void absorb_pair(const ForwardTask<A>& task, ForwardTile* tiles, ForwardScratch& at) {
+  const std::int64_t qk_width = task.op->q.width, v_width = task.op->v.width;
+  for_tiles<kTilesAtOnce>(at.mask, [&](auto count, int t, int begin, int end) HWY_ATTR {
+    const float* const qt[2] = {tiles[t].qt, tiles[1].qt};
+    float* const s[2] = {at.s[t], at.s[1]};
+    scores<decltype(count)::value>(at.k, begin, end, qk_width, qt, task.op->scale, s);
+  });
+  bool plain = true;
+  for (int t = 0; t < 2; ++t) {
+    if (at.mask[t].empty()) continue;
+    softmax_step(at.mask[t], v_width, at.s[t], tiles[t]);
+    plain = plain && (at.finite || !at.mask[t].has_gaps());
+  }
+  if (plain)
+    for_tiles<kTilesAtOnce>(at.mask, [&](auto count, int t, int begin, int end) HWY_ATTR {
+      const float* const p[2] = {at.s[t], at.s[1]};
+      float* const ot[2] = {tiles[t].ot, tiles[1].ot};
+      add_values<decltype(count)::value>(at.v, begin, end, v_width, p, ot);
+    });
+  else
+    for (int t = 0; t < 2; ++t)
+      if (!at.mask[t].empty())
+        add_values_with_gaps(at.v, at.mask[t], v_width, at.s[t], tiles[t].ot);
 }
 
 // Walks the chunks of `keys`, a group of tiles at each.
-void attend(const ForwardTask& task, std::int64_t lane, Interval keys, ForwardTile* tiles,
-            int count, float* s) {
+template <class A>
+void attend(const ForwardTask<A>& task, std::int64_t lane, Interval keys, int count,
+            ForwardScratch& at) {
   const auto& op = *task.op;
-  const float *k[kKeyChunk + kSlack], *v[kKeyChunk];
-  Mask mask;
+  const PartPlan& part = *task.part.part;
   for (std::int64_t first = keys.begin / kKeyChunk * kKeyChunk; first < keys.end;
        first += kKeyChunk) {
-    const Chunk chunk = make_chunk(*task.part.part, lane, first, keys);
-    for (int j = chunk.begin; j < chunk.end; ++j) {
-      const Position at = chunk.position[static_cast<std::size_t>(j)];
-      k[j] = op.k.at(task.part.batch, at, task.part.head);
-      v[j] = op.v.at(task.part.batch, at, task.part.head);
-    }
-    for (int j = chunk.end; j < chunk.end + kSlack; ++j) k[j] = k[chunk.end - 1];
-    for (int t = 0; t < count; ++t) {
-      if (!make_mask(*task.part.part, tiles[t].tile, chunk, mask)) continue;
-      scores(k, mask.begin, mask.end, op.q.width, tiles[t].qt, op.scale, s);
-      softmax_step(mask, op.v.width, s, tiles[t]);
-      add_values(v, mask, op.v.width, s, tiles[t].ot);
+    const Chunk chunk = make_chunk(part, lane, first, keys);
+    pack_keys(op.k, task.part.batch, task.part.head, chunk, at.k);
+    at.finite = pack_keys(op.v, task.part.batch, task.part.head, chunk, at.v);
+    for (int t = 0; t < count; t += 2) {
+      bool any = false;
+      for (int u = 0; u < 2; ++u) {
+        at.mask[u].clear();
+        any = (t + u < count && make_mask(part, at.tiles[t + u].tile, chunk, at.mask[u])) || any;
+      }
+      if (any) absorb_pair(task, at.tiles + t, at);
     }
   }
 }
 
-void forward_task(const ForwardTask& task) {
-  const std::int64_t qk_width = task.op->q.width, v_width = task.op->v.width;
-  const std::int64_t tile_size = (qk_width + v_width) * kTile;
-  const std::int64_t scores_size = (kKeyChunk + kSlack) * kTile;
-  float* const memory = scratch<float>(kForwardGroup * tile_size + scores_size + v_width * kTile);
-  float* const s = memory + kForwardGroup * tile_size;
-  ForwardTile tiles[kForwardGroup];
-  for (int t = 0; t < kForwardGroup; ++t) {
-    tiles[t].qt = memory + t * tile_size;
-    tiles[t].ot = tiles[t].qt + qk_width * kTile;
+HWY_MAYBE_UNUSED ForwardScratch prepare(std::int64_t qk_width, std::int64_t v_width) {
+  ForwardScratch at;
+  const std::int64_t widest = std::max(qk_width, v_width);
+  float* free = scratch<float>((kForwardGroup * kTile + kKeyChunk) * (qk_width + v_width) +
+                               2 * kKeyChunk * kTile + kTile * widest);
+  const auto take = [&](std::int64_t size) {
+    free += size;
+    return free - size;
+  };
+  for (ForwardTile& tile : at.tiles) {
+    tile.qt = take(qk_width * kTile);
+    tile.ot = take(v_width * kTile);
   }
+  for (float*& s : at.s) s = take(kKeyChunk * kTile);
+  at.k = take(kKeyChunk * qk_width);
+  at.v = take(kKeyChunk * v_width);
+  at.rows = take(kTile * widest);
+  return at;
+}
+
+template <class A>
+HWY_INLINE void forward_task(const ForwardTask<A>& task) {
+  ForwardScratch at = prepare(task.op->q.width, task.op->v.width);
+  const PartPlan& part = *task.part.part;
   for (std::int64_t lane = task.part.span.lane_begin; lane < task.part.span.lane_end; ++lane) {
     const std::int64_t end =
-        std::min(task.part.span.step_end, steps_below(*task.part.part, lane, task.op->q.length));
+        std::min(task.part.span.step_end, steps_below(part, lane, task.op->q.length));
     for (std::int64_t step = task.part.span.step_begin; step < end;) {
       int count = 0;
-      Interval keys = {task.part.part->keys(lane), 0};
+      Interval keys = {part.keys(lane), 0};
       for (; count < kForwardGroup && step < end; ++count, step += kTile) {
         begin_tile(task, lane, step, static_cast<int>(std::min<std::int64_t>(kTile, end - step)),
-                   tiles[count]);
-        const Interval any = tiles[count].tile.any;
+                   at, at.tiles[count]);
+        const Interval any = at.tiles[count].tile.any;
         if (!any.empty()) keys = {std::min(keys.begin, any.begin), std::max(keys.end, any.end)};
       }
-      if (!keys.empty()) attend(task, lane, keys, tiles, count, s);
-      for (int t = 0; t < count; ++t) end_tile(task, tiles[t], s + scores_size);
+      if (!keys.empty()) attend(task, lane, keys, count, at);
+      for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t], at.rows);
     }
   }
 }
+
+void forward_task_f32(const ForwardTask<float>& task) { forward_task(task); }
+void forward_task_bf16(const ForwardTask<bf16>& task) { forward_task(task); }
 
 }  // namespace
 }  // namespace longstride::ops::HWY_NAMESPACE
@@ -174,14 +252,26 @@ HWY_AFTER_NAMESPACE();
 namespace longstride::ops::cpu {
 
 namespace {
-HWY_EXPORT(forward_task);
+
+HWY_EXPORT(forward_task_f32);
+HWY_EXPORT(forward_task_bf16);
+
+template <class A, class Run>
+void run_levels(const Attention<A>& op, const Run& run) {
+  for (const auto& level : forward_tasks(*op.plan, op.q.batch, op.q.length))
+    parallel_for(static_cast<std::int64_t>(level.size()), [&](std::int64_t t) {
+      run({&op, level[static_cast<std::size_t>(t)]});
+    });
 }
 
+}  // namespace
+
 void attention(const Attention<float>& op) {
-  for (const auto& level : part_tasks(*op.plan, op.q.batch, op.q.length, false))
-    parallel_for(static_cast<std::int64_t>(level.size()), [&](std::int64_t t) {
-      HWY_DYNAMIC_DISPATCH(forward_task)({&op, level[static_cast<std::size_t>(t)]});
-    });
+  run_levels(op, HWY_DYNAMIC_DISPATCH(forward_task_f32));
+}
+
+void attention(const Attention<bf16>& op) {
+  run_levels(op, HWY_DYNAMIC_DISPATCH(forward_task_bf16));
 }
 
 }  // namespace longstride::ops::cpu

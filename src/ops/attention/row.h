@@ -21,26 +21,36 @@ struct RowState {
   T* out = nullptr;  // [v_width], not divided by sum
 };
 
-// Ends a part of a row: O = out / sum, L = max + log(sum), stored by the first part and merged by
-// the others (attention.h). A part without keys changes nothing, or gives O = 0, L = -inf.
+// How a part of a row ends: O = out / sum, L = max + log(sum), stored by the first part and merged
+// by the others (attention.h). A part without keys changes nothing, or gives O = 0, L = -inf.
+//   O = before O + here out where it merges, O = here out where it does not
 template <class T>
-void finish_row(const RowState<T>& state, bool first, std::int64_t v_width, T* out, T& lse) {
+struct RowEnd {
+  T before = 0, here = 0;
+  bool merges = false, unchanged = false;
+};
+
+template <class T>
+RowEnd<T> end_of_row(T max, T sum, bool first, T& lse) {
   if (first) lse = kNoKeys<T>;
-  if (state.sum == 0) {
-    for (std::int64_t c = 0; first && c < v_width; ++c) out[c] = 0;
-    return;
-  }
-  const T own = state.max + std::log(state.sum), inverse = 1 / state.sum;
+  if (sum == 0) return {.unchanged = !first};
+  const T own = max + std::log(sum), inverse = 1 / sum;
   if (lse == kNoKeys<T>) {
     lse = own;
-    for (std::int64_t c = 0; c < v_width; ++c) out[c] = state.out[c] * inverse;
-    return;
+    return {.here = inverse};
   }
   const T top = own > lse ? own : lse;
   const T before = std::exp(lse - top), here = std::exp(own - top), total = before + here;
-  const T keep = before / total, add = here / total * inverse;
   lse = top + std::log(total);
-  for (std::int64_t c = 0; c < v_width; ++c) out[c] = keep * out[c] + add * state.out[c];
+  return {before / total, here / total * inverse, true};
+}
+
+template <class T>
+void finish_row(const RowState<T>& state, bool first, std::int64_t v_width, T* out, T& lse) {
+  const RowEnd<T> end = end_of_row(state.max, state.sum, first, lse);
+  if (end.unchanged) return;
+  for (std::int64_t c = 0; c < v_width; ++c)
+    out[c] = end.merges ? end.before * out[c] + end.here * state.out[c] : end.here * state.out[c];
 }
 
 // The plain row step, used in float64. scores: room for `count` values.

@@ -1,10 +1,5 @@
-// The vector verbs of the attention kernels, compiled once per instruction set (Highway).
-//
-// A tile is stored transposed, [index][kTile]: vector lanes are queries, so scores, softmax and
-// masks need no operation across lanes, and a key or value element is a broadcast, read in place.
-// Where a pair is not kept the accumulator keeps its old bits (a product by zero would let a NaN
-// through). Every accumulator adds its terms in key order or width order, one MulAdd at a time,
-// whatever the blocking: blocks are independent accumulators only.
+// The vectors of the attention kernels: a tile row is kVectors of them, lanes are queries. e^x,
+// masks, transposition. Compiled once per instruction set (Highway).
 #if defined(LONGSTRIDE_OPS_ATTENTION_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LONGSTRIDE_OPS_ATTENTION_SIMD_INL_H_
 #undef LONGSTRIDE_OPS_ATTENTION_SIMD_INL_H_
@@ -30,12 +25,6 @@ using One = hn::CappedTag<float, 1>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(Wide()));
 constexpr int kVectors = kTile / kLanes;  // vectors of a tile row
 
-// Independent accumulators: 12 hide the latency of MulAdd on two ports and leave registers (of 16)
-// for the operands.
-constexpr int kBlock = kVectors < 12 ? 12 / kVectors : 1;
-// Masks take registers as well.
-constexpr int kMaskedBlock = kVectors < 8 ? 8 / kVectors : 1;
-
 // e^x for x <= 0 or little above: e^0 = 1 exactly, 0 below -87, NaN stays NaN. About 1 ulp.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp(D d, V x) {
@@ -58,100 +47,16 @@ HWY_INLINE V exp(D d, V x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Mul(y, power));
 }
 
-// Of one row of a masked run: which of the tile's queries keep the key.
-HWY_INLINE hn::Mask<Wide> active(const std::uint32_t* row, int n) {
+// Which of the queries of vector n of a tile keep key j of the chunk.
+HWY_INLINE HWY_MAYBE_UNUSED hn::Mask<Wide> kept_of(const Mask& mask, int j, int n) {
   const hn::RebindToUnsigned<Wide> du;
-  return hn::RebindMask(Wide(), hn::MaskFromVec(hn::Load(du, row + n * kLanes)));
-}
-
-// s[j][q] = scale sum_c k[j][c] qt[c][q] for j in [begin, end); up to kSlack rows behind `end` are
-// overwritten, their pointers must be readable.
-HWY_NOINLINE HWY_MAYBE_UNUSED void scores(const float* const* k, int begin, int end,
-                                          std::int64_t width, const float* HWY_RESTRICT qt,
-                                          float scale, float* HWY_RESTRICT s) {
-  const Wide d;
-  for (int j = begin; j < end; j += kBlock) {
-    const float* row[kBlock];
-    hn::Vec<Wide> sum[kBlock][kVectors];
-#pragma GCC unroll 16
-    for (int b = 0; b < kBlock; ++b) {
-      row[b] = k[j + b];
-#pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n) sum[b][n] = hn::Zero(d);
-    }
-    for (std::int64_t c = 0; c < width; ++c) {
-      hn::Vec<Wide> q[kVectors];
-#pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n) q[n] = hn::Load(d, qt + c * kTile + n * kLanes);
-#pragma GCC unroll 16
-      for (int b = 0; b < kBlock; ++b) {
-        const auto key = hn::Set(d, row[b][c]);
-#pragma GCC unroll 16
-        for (int n = 0; n < kVectors; ++n) sum[b][n] = hn::MulAdd(key, q[n], sum[b][n]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int b = 0; b < kBlock; ++b)
-#pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n)
-        hn::Store(hn::Mul(sum[b][n], hn::Set(d, scale)), d, s + (j + b) * kTile + n * kLanes);
-  }
-}
-
-// ot[c][q] += sum_{j in run} v[j][c] p[j][q], c in [first, first + kDims).
-template <int kDims, bool kMasked>
-HWY_INLINE void add_dims(const float* const* v, Run run, const Mask& mask, std::int64_t first,
-                         const float* HWY_RESTRICT p, float* HWY_RESTRICT ot) {
-  const Wide d;
-  hn::Vec<Wide> sum[kDims][kVectors];
-#pragma GCC unroll 16
-  for (int b = 0; b < kDims; ++b)
-#pragma GCC unroll 16
-    for (int n = 0; n < kVectors; ++n)
-      sum[b][n] = hn::Load(d, ot + (first + b) * kTile + n * kLanes);
-  for (int j = run.begin; j < run.end; ++j) {
-    const float* HWY_RESTRICT row = v[j] + first;
-    hn::Vec<Wide> weight[kVectors];
-#pragma GCC unroll 16
-    for (int n = 0; n < kVectors; ++n) weight[n] = hn::Load(d, p + j * kTile + n * kLanes);
-#pragma GCC unroll 16
-    for (int b = 0; b < kDims; ++b) {
-      const auto value = hn::Set(d, row[b]);
-#pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n) {
-        const auto next = hn::MulAdd(value, weight[n], sum[b][n]);
-        if constexpr (kMasked)
-          sum[b][n] = hn::IfThenElse(active(mask.active[j], n), next, sum[b][n]);
-        else
-          sum[b][n] = next;
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int b = 0; b < kDims; ++b)
-#pragma GCC unroll 16
-    for (int n = 0; n < kVectors; ++n)
-      hn::Store(sum[b][n], d, ot + (first + b) * kTile + n * kLanes);
-}
-
-template <int kDims, bool kMasked>
-HWY_INLINE void add_run(const float* const* v, Run run, const Mask& mask, std::int64_t first,
-                        std::int64_t width, const float* p, float* ot) {
-  for (; first + kDims <= width; first += kDims)
-    add_dims<kDims, kMasked>(v, run, mask, first, p, ot);
-  if constexpr (kDims > 1) add_run<kDims / 2, kMasked>(v, run, mask, first, width, p, ot);
-}
-
-// ot[c][q] += sum_j v[j][c] p[j][q] over the kept pairs of the mask.
-HWY_NOINLINE HWY_MAYBE_UNUSED void add_values(const float* const* v, const Mask& mask,
-                                              std::int64_t width, const float* p, float* ot) {
-  for (int r = 0; r < mask.runs; ++r) {
-    const Run run = mask.run[static_cast<std::size_t>(r)];
-    if (run.masked)
-      add_run<kMaskedBlock, true>(v, run, mask, 0, width, p, ot);
-    else
-      add_run<kBlock, false>(v, run, mask, 0, width, p, ot);
-  }
+  const hn::RebindToSigned<Wide> di;
+  if (mask.by_pair)
+    return hn::RebindMask(Wide(), hn::MaskFromVec(hn::Load(du, mask.active[j] + n * kLanes)));
+  const auto at = hn::Set(di, j);
+  const auto before = hn::Gt(hn::Load(di, mask.from.data() + n * kLanes), at);
+  const auto inside = hn::Gt(hn::Load(di, mask.to.data() + n * kLanes), at);
+  return hn::RebindMask(Wide(), hn::AndNot(before, inside));
 }
 
 // to[c * to_stride + r] = from(r)[c], for r in [begin, end).

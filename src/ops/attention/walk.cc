@@ -1,5 +1,7 @@
 #include "ops/attention/walk.h"
 
+#include "base/integers.h"
+
 namespace longstride::ops {
 
 std::int64_t steps_below(const PartPlan& part, std::int64_t lane, std::int64_t length) {
@@ -38,29 +40,171 @@ std::vector<Span> spans(const PartPlan& part, std::int64_t length, std::int64_t 
   return list;
 }
 
-std::vector<std::vector<PartTask>> part_tasks(const AttentionPlan& plan, std::int64_t batch,
-                                              std::int64_t length, bool for_gradients) {
-  // Enough queries for a task to be worth starting, few enough for many tasks.
-  constexpr std::int64_t kQueries = 128;
-  std::vector<std::vector<PartTask>> levels;
+namespace {
+
+// Calls add(kind, head, batch) for each head of the batch; kinds ascend.
+template <class Add>
+void for_each_head(const AttentionPlan& plan, std::size_t kind, std::int64_t batch, Add&& add) {
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h)
+      if (plan.kind_of_head[h] == static_cast<std::int64_t>(kind))
+        add(b, static_cast<std::int64_t>(h));
+}
+
+// Enough queries for a task to be worth starting, few enough for many tasks.
+constexpr std::int64_t kQueries = 128;
+
+// A task of any head, before it is given to one, and its level within the part.
+struct Piece {
+  PartTask task;
+  std::int64_t level = 0;
+};
+
+// The part of the queries of `lanes` in positions [begin, end), as a span.
+Span span_of(const PartPlan& part, Span lanes, Interval positions) {
+  if (lanes.lane_end - lanes.lane_begin == 1) {
+    lanes.step_begin = steps_below(part, lanes.lane_begin, positions.begin);
+    lanes.step_end = steps_below(part, lanes.lane_begin, positions.end);
+    return lanes;
+  }
+  const std::int64_t size = part.steps(0);  // blocks of positions hold whole lanes
+  return {positions.begin / size, ceil_div(positions.end, size), 0, part.length()};
+}
+
+// The first step in [low, high) for which holds(reach) is true; it stays so.
+template <class Holds>
+std::int64_t first_step(const PartPlan& part, std::int64_t lane, std::int64_t low,
+                        std::int64_t high, Holds&& holds) {
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if (holds(part.reach(lane, middle)))
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
+// The steps of a lane of the span that may reach keys at these positions.
+Interval steps_reaching(const PartPlan& part, std::int64_t lane, const Span& span,
+                        std::int64_t length, Interval keys) {
+  const std::int64_t end = std::min(span.step_end, steps_below(part, lane, length));
+  const std::int64_t first = part.keys_before(lane, keys.begin),
+                     last = part.keys_before(lane, keys.end);
+  if (first == last) return {};
+  return {
+      first_step(part, lane, span.step_begin, end, [&](Interval r) { return r.end > first; }),
+      first_step(part, lane, span.step_begin, end, [&](Interval r) { return r.begin >= last; })};
+}
+
+// The lanes and steps of the span that may reach keys at these positions; lane_end = 0: none.
+Span trimmed(const PartPlan& part, Span span, std::int64_t length, Interval keys) {
+  if (span.lane_end - span.lane_begin == 1) {
+    const Interval steps = steps_reaching(part, span.lane_begin, span, length, keys);
+    span.step_begin = steps.begin, span.step_end = steps.end;
+    if (steps.empty()) span.lane_end = 0;
+    return span;
+  }
+  for (std::int64_t lane = span.lane_begin; lane < span.lane_end; ++lane)
+    if (!steps_reaching(part, lane, span, length, keys).empty()) return span;
+  return {};
+}
+
+// The lanes of `lanes`, cut into blocks of `size` positions.
+void cut_into_blocks(const PartPlan& part, std::int64_t length, const Span& lanes,
+                     std::int64_t size, std::vector<Piece>& pieces) {
+  const std::size_t start = pieces.size();
+  std::int64_t farthest = 1;
+  for (std::int64_t i = 0; i * size < length; ++i) {
+    const Span span = span_of(part, lanes, {i * size, std::min(length, (i + 1) * size)});
+    for (std::int64_t j = i; j >= 0; --j) {
+      const Interval keys = {j * size, (j + 1) * size};
+      const bool diagonal = i == j;
+      const Span taken = diagonal ? span : trimmed(part, span, length, keys);
+      if (taken.lane_end == 0 || taken.step_begin >= taken.step_end) continue;
+      pieces.push_back({{&part, 0, 0, 0, taken, keys, diagonal, diagonal}, diagonal ? -1 : i + j});
+      farthest = std::max(farthest, i - j);
+    }
+  }
+  for (std::size_t n = start; n < pieces.size(); ++n)
+    pieces[n].level = pieces[n].level < 0 ? 0 : 1 + pieces[n].level % farthest;
+}
+
+std::vector<Piece> gradient_pieces(const PartPlan& part, std::int64_t length, std::int64_t heads) {
+  const bool together = part.lanes_share_keys() && part.lanes() > 1;
+  const std::int64_t owners = together ? 1 : part.lanes();
+  const std::int64_t steps = part.steps(0);
+  const std::int64_t blocks = ceil_div(kGradientTasks, heads * owners);
+  std::vector<Piece> pieces;
+  // Blocks of at least kQueries queries of a lane, whole lanes where they are cut together.
+  const std::int64_t distance = steps > 1 ? part.query(0, 1) - part.query(0, 0) : 1;
+  const std::int64_t unit = together ? ceil_div(kQueries, steps) * steps : kQueries * distance;
+  const std::int64_t extent = together ? length : std::min(length, steps * distance);
+  const std::int64_t size = ceil_div(ceil_div(extent, blocks), unit) * unit;
+  if (size >= extent || (!together && steps <= 2 * kQueries)) {
+    const std::int64_t queries = together ? length + 1 : kQueries;
+    for (const Span& span : spans(part, length, queries, true))
+      pieces.push_back({{&part, 0, 0, 0, span, kAllKeys, true, true}, 0});
+  } else if (together) {
+    cut_into_blocks(part, length, {0, part.lanes(), 0, 0}, size, pieces);
+  } else {
+    for (std::int64_t lane = 0; lane < part.lanes(); ++lane)
+      cut_into_blocks(part, length, {lane, lane + 1, 0, 0}, size, pieces);
+  }
+  return pieces;
+}
+
+}  // namespace
+
+Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length) {
+  Levels levels;
   for (std::size_t kind = 0; kind < plan.kinds.size(); ++kind) {
     const auto& parts = plan.kinds[kind].parts;
     if (levels.size() < parts.size()) levels.resize(parts.size());
-    for (std::size_t number = 0; number < parts.size(); ++number) {
-      const PartPlan& part = parts[number];
-      // Where lanes share keys one task must own all of them: one span holds every lane.
-      const std::int64_t queries = for_gradients && part.lanes_share_keys() ? length + 1 : kQueries;
-      for (const Span& span : spans(part, length, queries, for_gradients))
-        for (std::int64_t b = 0; b < batch; ++b)
-          for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h)
-            if (plan.kind_of_head[h] == static_cast<std::int64_t>(kind))
-              levels[number].push_back({&part, number, b, static_cast<std::int64_t>(h), span});
+    for (std::size_t number = 0; number < parts.size(); ++number)
+      for (const Span& span : spans(parts[number], length, kQueries, false))
+        for_each_head(plan, kind, batch, [&](std::int64_t b, std::int64_t h) {
+          levels[number].push_back({&parts[number], number, b, h, span});
+        });
+  }
+  return levels;
+}
+
+Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length) {
+  Levels levels;
+  const std::int64_t heads = batch * static_cast<std::int64_t>(plan.kind_of_head.size());
+  for (std::size_t kind = 0; kind < plan.kinds.size() && heads * length > 0; ++kind) {
+    const HeadPlan& head = plan.kinds[kind];
+    std::size_t level = 0;  // the first of the part
+    for (std::size_t number = 0; number < head.parts.size(); ++number) {
+      std::size_t last = level;
+      for (Piece& piece : gradient_pieces(head.parts[number], length, heads)) {
+        const std::size_t at = level + static_cast<std::size_t>(piece.level);
+        last = std::max(last, at);
+        if (levels.size() <= at) levels.resize(at + 1);
+        piece.task.number = number;
+        piece.task.first_of_queries = piece.task.first_of_queries && number == 0;
+        piece.task.first_of_keys =
+            piece.task.first_of_keys && number == 0 && reaches_every_key(head);
+        for_each_head(plan, kind, batch, [&](std::int64_t b, std::int64_t h) {
+          piece.task.batch = b, piece.task.head = h;
+          levels[at].push_back(piece.task);
+        });
+      }
+      level = last + 1;
     }
   }
   return levels;
 }
 
-Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows) {
+bool reaches_every_key(const HeadPlan& head) {
+  const Part& first = head.parts.front().part();
+  return std::holds_alternative<Dense>(first) || std::holds_alternative<Local>(first) ||
+         std::holds_alternative<Column>(first) || std::holds_alternative<Row>(first);
+}
+
+Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows,
+               Interval keys) {
   Tile tile;
   tile.rows = rows;
   tile.any = {part.keys(lane), 0};
@@ -68,7 +212,8 @@ Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int r
   for (int r = 0; r < rows; ++r) {
     const auto q = static_cast<std::size_t>(r);
     tile.query[q] = part.query(lane, step + r);
-    const Interval reach = part.reach(lane, step + r);
+    Interval reach = part.reach(lane, step + r);
+    reach = {std::max(reach.begin, keys.begin), std::min(reach.end, keys.end)};
     if (reach.empty()) {
       tile.all = {};
       continue;
@@ -92,49 +237,32 @@ Chunk make_chunk(const PartPlan& part, std::int64_t lane, std::int64_t first, In
 
 namespace {
 
-void add_run(Mask& mask, int begin, int end, bool masked) {
-  if (begin >= end) return;
-  if (mask.runs > 0) {
-    Run& last = mask.run[static_cast<std::size_t>(mask.runs - 1)];
-    if (last.end == begin && last.masked == masked) {
-      last.end = end;
-      return;
+// A pair may belong to an earlier part of the union: every pair is asked for. False: none is kept.
+bool activate_by_pair(const PartPlan& part, const Tile& tile, const Chunk& chunk, Mask& mask) {
+  int begin = mask.end, end = mask.begin;
+  for (int j = mask.begin; j < mask.end; ++j)
+    for (int q = 0; q < kTile; ++q) {
+      const auto n = static_cast<std::size_t>(q);
+      const bool kept = q < tile.rows && j >= mask.from[n] && j < mask.to[n] &&
+                        part.keeps(tile.query[n], chunk.position[static_cast<std::size_t>(j)]);
+      mask.active[j][n] = kept ? ~0u : 0u;
+      if (kept) begin = std::min(begin, j), end = j + 1;
     }
-  }
-  mask.run[static_cast<std::size_t>(mask.runs++)] = {begin, end, masked};
+  mask.begin = begin, mask.end = end;
+  mask.free_begin = mask.free_end = end;
+  return begin < end;
 }
 
-void activate_by_interval(const Tile& tile, std::int64_t first, int begin, int end, Mask& mask) {
-  std::array<std::int32_t, kTile> from, to;
-  const std::int64_t limit = kKeyChunk;
-  for (std::size_t q = 0; q < kTile; ++q) {
-    from[q] =
-        static_cast<std::int32_t>(std::clamp<std::int64_t>(tile.reach[q].begin - first, 0, limit));
-    to[q] =
-        static_cast<std::int32_t>(std::clamp<std::int64_t>(tile.reach[q].end - first, 0, limit));
+// Keys that no row keeps, up to a pair of keys at both ends.
+void widen(Mask& mask) {
+  if (mask.begin % 2 != 0) {
+    --mask.begin;
+    if (mask.by_pair) std::fill_n(mask.active[mask.begin], kTile, 0u);
   }
-  for (int j = begin; j < end; ++j)
-    for (std::size_t q = 0; q < kTile; ++q)
-      mask.active[j][q] = (j >= from[q] && j < to[q]) ? ~0u : 0u;
-}
-
-// A pair may belong to an earlier part of the union: every pair is asked for.
-void make_masked_runs(const PartPlan& part, const Tile& tile, const Chunk& chunk, Mask& mask) {
-  activate_by_interval(tile, chunk.first, mask.begin, mask.end, mask);
-  for (int j = mask.begin; j < mask.end; ++j) {
-    int kept = 0;
-    for (int q = 0; q < tile.rows; ++q) {
-      std::uint32_t& active = mask.active[j][q];
-      if (active != 0 && !part.keeps(tile.query[static_cast<std::size_t>(q)],
-                                     chunk.position[static_cast<std::size_t>(j)]))
-        active = 0;
-      kept += active != 0;
-    }
-    if (kept > 0) add_run(mask, j, j + 1, kept < tile.rows);
+  if (mask.end % 2 != 0) {
+    if (mask.by_pair) std::fill_n(mask.active[mask.end], kTile, 0u);
+    ++mask.end;
   }
-  if (mask.runs == 0) return;
-  mask.begin = mask.run[0].begin;
-  mask.end = mask.run[static_cast<std::size_t>(mask.runs - 1)].end;
 }
 
 }  // namespace
@@ -145,19 +273,20 @@ bool make_mask(const PartPlan& part, const Tile& tile, const Chunk& chunk, Mask&
   };
   mask.begin = local(tile.any.begin);
   mask.end = local(tile.any.end);
-  mask.runs = 0;
-  if (mask.begin >= mask.end) return false;
-  if (part.masked()) {
-    make_masked_runs(part, tile, chunk, mask);
-    return mask.runs > 0;
+  mask.by_pair = part.masked();
+  if (mask.empty()) {
+    mask.clear();
+    return false;
   }
-  int begin = local(tile.all.begin), end = local(tile.all.end);
-  if (begin >= end) begin = end = mask.end;
-  activate_by_interval(tile, chunk.first, mask.begin, begin, mask);
-  activate_by_interval(tile, chunk.first, end, mask.end, mask);
-  add_run(mask, mask.begin, begin, true);
-  add_run(mask, begin, end, false);
-  add_run(mask, end, mask.end, true);
+  mask.free_begin = local(tile.all.begin), mask.free_end = local(tile.all.end);
+  if (mask.free_begin >= mask.free_end) mask.free_begin = mask.free_end = mask.end;
+  for (std::size_t q = 0; q < kTile; ++q)
+    mask.from[q] = local(tile.reach[q].begin), mask.to[q] = local(tile.reach[q].end);
+  if (mask.by_pair && !activate_by_pair(part, tile, chunk, mask)) {
+    mask.clear();
+    return false;
+  }
+  widen(mask);
   return true;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "ops/attention/attention.h"
@@ -16,7 +17,7 @@ namespace longstride::ops {
 // diagonals of short lanes (column(128) at 4,096 has lanes of 32), a shorter one more key reads.
 inline constexpr int kTile = 16;
 
-// Entries that arrays of keys have behind their last one: kernels take keys in blocks.
+// Entries that arrays of keys have behind their last one: decoding takes keys in blocks.
 inline constexpr int kSlack = 16;
 
 // Steps [step_begin, step_end) of each lane in [lane_begin, lane_end): the work of one task.
@@ -39,12 +40,28 @@ struct PartTask {
   std::size_t number = 0;
   std::int64_t batch = 0, head = 0;
   Span span;
+  // Gradients: only keys at these positions; and whether the task is the first to reach them.
+  Interval keys = {0, std::numeric_limits<std::int64_t>::max()};
+  bool first_of_queries = true, first_of_keys = false;
 };
 
-// All tasks by part number: levels must run one after the other, the tasks of one level touch
-// different rows. for_gradients: they also touch different keys.
-std::vector<std::vector<PartTask>> part_tasks(const AttentionPlan& plan, std::int64_t batch,
-                                              std::int64_t length, bool for_gradients);
+// Levels must run one after the other, the tasks of one level touch different rows.
+using Levels = std::vector<std::vector<PartTask>>;
+
+// One level a part.
+Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length);
+
+// The tasks of a level touch different queries and different keys, so they add to dQ, dK and dV in
+// place. A lane that is too long for one task, or that shares keys with others, is cut into blocks
+// of positions: task (i, j) takes the queries of block i and the keys of block j <= i. The diagonal
+// comes first, then (i, j) at level (i + j) mod m, m the largest i - j: no two of them have a block
+// in common. So a part has some kGradientTasks tasks, whatever its lanes.
+inline constexpr std::int64_t kGradientTasks = 128;
+Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length);
+
+// Whether the first part of the head reaches every position as a key, the position's own query
+// among those that do. Otherwise dK and dV have to be cleared.
+bool reaches_every_key(const HeadPlan& head);
 
 struct Tile {
   int rows = 0;  // the rest of the kTile rows sees no key
@@ -54,7 +71,11 @@ struct Tile {
   Interval all;  // key indices that every row reaches
 };
 
-Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows);
+inline constexpr Interval kAllKeys = {0, std::numeric_limits<std::int64_t>::max()};
+
+// keys: the key indices that the tile is cut to.
+Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows,
+               Interval keys = kAllKeys);
 
 // The key indices [first + begin, first + end) of one chunk, first a multiple of kKeyChunk.
 struct Chunk {
@@ -65,18 +86,22 @@ struct Chunk {
 
 Chunk make_chunk(const PartPlan& part, std::int64_t lane, std::int64_t first, Interval keys);
 
-// Keys [begin, end) of a chunk that all rows of the tile keep, or (masked) only some.
-struct Run {
-  int begin = 0, end = 0;
-  bool masked = false;
-};
-
-// Which pairs of a tile and a chunk are kept. Keys outside all runs are kept by no row.
+// Which pairs of a tile and a chunk are kept: of keys in [free_begin, free_end) all, of the others
+// in [begin, end) those with from[q] <= j < to[q], or by_pair those that are active.
 struct Mask {
-  int begin = 0, end = 0;  // holds all runs
-  int runs = 0;
-  std::array<Run, kKeyChunk> run;
-  alignas(64) std::uint32_t active[kKeyChunk][kTile];  // all bits or none; set in masked runs only
+  int begin = 0, end = 0;  // even: kernels take keys two by two
+  int free_begin = 0, free_end = 0;
+  bool by_pair = false;
+  alignas(64) std::array<std::int32_t, kTile> from, to;
+  alignas(64) std::uint32_t active[kKeyChunk][kTile];  // all bits or none
+
+  void clear() { begin = end = free_begin = free_end = 0; }
+  bool empty() const { return begin >= end; }
+  bool has_gaps() const { return begin < free_begin || free_end < end; }
+  bool keeps(int j, int q) const {
+    const auto n = static_cast<std::size_t>(q);
+    return by_pair ? active[j][n] != 0 : j >= from[n] && j < to[n];
+  }
 };
 
 // False: no pair is kept, the tile skips the chunk.
