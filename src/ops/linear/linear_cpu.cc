@@ -41,7 +41,11 @@ void backward(const LinearBackward<A, D>& op) {
 
 }  // namespace
 
-void linear_forward(const Linear<float>& op) { forward(op); }
+void linear_forward(const Linear<float>& op) {
+  constexpr std::int64_t kFewRows = 32;  // up to here packing W costs more than it saves
+  if (op.x.rows <= kFewRows) return cpu::linear_rows(op);
+  forward(op);
+}
 void linear_forward(const Linear<bf16>& op) { forward(op); }
 void linear_forward(const Linear<bf16, float>& op) { forward(op); }
 

@@ -1,9 +1,11 @@
 // One oneDNN product is one task: a tile of the output over the whole inner dimension, on the one
 // thread that tasks leave to a library. So bits depend on the shape and the CPU alone.
 //
-// Forward and dx: the right operand (W) is packed once a call into the format that oneDNN asks for
-// (whatever it is: any blocked format is a sum of an offset by row and one by column). dW: both
-// operands as they lie; oneDNN copies them.
+// Forward and dx: tasks are blocks of rows; the right operand (W) is packed once a call into the
+// format that oneDNN asks for (whatever it is: in a blocked format an element's offset is the sum
+// of one by its row and one by its column). dW: tasks are tiles.
+// oneDNN 2.6 has its fast kernels (brgemm) for dense matrices only: tiles are copied out of rows
+// that are longer, sums are kept in dense memory.
 // Primitives are made once per thread and shape.
 #include "ops/linear/native.h"
 
@@ -12,14 +14,13 @@
 #include <algorithm>
 #include <dnnl.hpp>
 #include <map>
-#include <memory>
 #include <string_view>
-#include <tuple>
 #include <unordered_map>
 #include <vector>
 
 #include "base/integers.h"
 #include "base/threads.h"
+#include "longstride/error.h"
 #include "ops/linear/scratch.h"
 
 namespace longstride::ops::cpu {
@@ -28,8 +29,9 @@ namespace {
 
 using dnnl::memory;
 
-// Below this many rows the call costs more than it saves.
-constexpr std::int64_t kRows = 128, kCols = 512, kPackRows = 32;
+constexpr std::int64_t kRows = 128, kFewRows = 64;  // of a task where rows are many, and few
+constexpr std::int64_t kTasks = 16;                 // enough for many threads
+constexpr std::int64_t kDepth = 512;                // rows of x and dy in one call for dW
 
 // Whether oneDNN multiplies bf16 here. Respects a choice of instruction sets forced on Highway.
 bool available() {
@@ -159,66 +161,45 @@ Multiplication& multiplication(const Shape& shape) {
   return known.try_emplace(shape, shape).first->second;
 }
 
-// A column tile of the right operand.
+// Rows [begin, end) of b to where `to` says.
 template <class A>
-struct Panel {
-  std::int64_t at, cols;
-  const Multiplication* by;
-  A* packed;
-};
-
-template <class A>
-void pack(Operand<A> b, std::int64_t k, std::int64_t rows, const Panel<A>& panel) {
-  const Offsets& to = panel.by->offsets();
-  for (std::int64_t n = 0; n < panel.cols; ++n)
-    for (std::int64_t i = k; i < k + rows; ++i)
-      panel.packed[to.rows[static_cast<std::size_t>(i)] + to.cols[static_cast<std::size_t>(n)]] =
-          *b.from(i, panel.at + n).data;
+void pack(Operand<A> b, std::int64_t begin, std::int64_t end, std::int64_t cols, const Offsets& to,
+          A* packed) {
+  const auto copy = [&](std::int64_t k, std::int64_t n) {
+    packed[to.rows[static_cast<std::size_t>(k)] + to.cols[static_cast<std::size_t>(n)]] =
+        *b.from(k, n).data;
+  };
+  if (b.transposed) {
+    for (std::int64_t n = 0; n < cols; ++n)
+      for (std::int64_t k = begin; k < end; ++k) copy(k, n);
+  } else {
+    for (std::int64_t k = begin; k < end; ++k)
+      for (std::int64_t n = 0; n < cols; ++n) copy(k, n);
+  }
 }
 
 template <class A, class C>
-bool multiply_tiles(const Product<A, C>& p) {
-  const std::int64_t N = p.c.cols, rows = p.c.rows / kRows * kRows;
+bool multiply_rows(const Product<A, C>& p) {
+  const std::int64_t N = p.c.cols;
+  const std::int64_t tile = p.c.rows < kTasks * kRows ? kFewRows : kRows;
+  const std::int64_t rows = p.c.rows / tile * tile;
+  if (rows == 0 || N == 0 || p.K == 0) return false;
   const bool added = p.start.data && p.start.stride != 0;
-  if (rows == 0 || p.K == 0) return false;
-  const auto shape = [&](std::int64_t cols) {
-    return Shape{kRows,      cols,           p.K,     p.a.stride,
-                 p.c.stride, p.a.transposed, 0,       p.start.data && !added,
-                 added,      kType<A>,       kType<C>};
-  };
-  thread_local std::vector<Panel<A>> kept;
-  thread_local ScratchOf<A> packed;
-  std::vector<Panel<A>>& panels = kept;
-  panels.clear();
-  bool possible = true;
-  parallel_for(1, [&](std::int64_t) {  // one task: this thread runs it
-    std::int64_t size = 0;
-    for (std::int64_t n = 0; n < N && possible; n += kCols) {
-      const std::int64_t cols = std::min(kCols, N - n);
-      const Multiplication& by = multiplication(shape(cols));
-      possible = by.possible();
-      panels.push_back({n, cols, &by, nullptr});
-      if (possible) size += by.packed_bytes() / static_cast<std::int64_t>(sizeof(A));
-    }
-    A* at = packed.at_least(size);
-    for (Panel<A>& panel : panels) {
-      panel.packed = at;
-      if (possible) at += panel.by->packed_bytes() / static_cast<std::int64_t>(sizeof(A));
-    }
+  const float* const bias = added ? nullptr : p.start.data;
+  const Shape shape{
+      tile,  N,        p.K,     p.a.stride, p.c.stride, p.a.transposed, 0, bias != nullptr,
+      added, kType<A>, kType<C>};
+  const Multiplication* by = nullptr;
+  parallel_for(1, [&](std::int64_t) { by = &multiplication(shape); });  // run by this thread
+  if (!by->possible()) return false;
+  thread_local ScratchOf<A> right;
+  A* const packed = right.at_least(by->packed_bytes() / static_cast<std::int64_t>(sizeof(A)));
+  parallel_ranges(p.K, ceil_div(p.K, kTasks), [&](std::int64_t begin, std::int64_t end) {
+    pack(p.b, begin, end, N, by->offsets(), packed);
   });
-  if (!possible) return false;
-  const std::int64_t chunks = ceil_div(p.K, kPackRows);
-  const std::int64_t across = static_cast<std::int64_t>(panels.size());
-  parallel_for(across * chunks, [&](std::int64_t task) {
-    const std::int64_t k = task % chunks * kPackRows;
-    pack(p.b, k, std::min(kPackRows, p.K - k), panels[static_cast<std::size_t>(task / chunks)]);
-  });
-  parallel_for(rows / kRows * across, [&](std::int64_t task) {
-    const std::int64_t r = task / across * kRows;
-    const Panel<A>& panel = panels[static_cast<std::size_t>(task % across)];
-    multiplication(shape(panel.cols))
-        .run(p.a.from(r, 0).data, static_cast<const A*>(panel.packed),
-             added ? nullptr : p.start.from(0, panel.at).data, p.c.row(r) + panel.at);
+  parallel_for(rows / tile, [&](std::int64_t task) {
+    const std::int64_t r = task * tile;
+    multiplication(shape).run(p.a.from(r, 0).data, packed, bias, p.c.row(r));
   });
   // The rows behind the last tile, too few for a call.
   if (rows < p.c.rows)
@@ -230,21 +211,48 @@ bool multiply_tiles(const Product<A, C>& p) {
   return true;
 }
 
+// m itself where its rows lie side by side, else a copy.
+template <class A>
+const A* dense(Matrix<const A> m, ScratchOf<A>& scratch) {
+  if (m.contiguous()) return m.data;
+  A* const copy = scratch.at_least(m.rows * m.cols);
+  for (std::int64_t r = 0; r < m.rows; ++r) std::copy_n(m.row(r), m.cols, copy + r * m.cols);
+  return copy;
+}
+
 template <class A>
 bool gradient_tile(const GradientTile<A>& t) {
-  if (t.c.rows == 0 || t.c.cols == 0 || t.x.rows < kRows) return false;
-  Multiplication& by =
-      multiplication(Shape{t.c.rows, t.c.cols, t.x.rows, t.x.stride, t.c.stride, true, t.dy.stride,
-                           false, t.start.data != nullptr, kType<A>, kType<float>});
-  if (!by.possible()) return false;
-  by.run(t.x.data, t.dy.data, nullptr, t.c.data);
+  thread_local ScratchOf<A> left, right;
+  thread_local Scratch sums;
+  const std::int64_t K = t.c.rows, N = t.c.cols, R = t.x.rows;
+  if (K == 0 || N == 0 || R < kFewRows) return false;
+  const bool in_place = t.c.contiguous();
+  float* const c = in_place ? t.c.data : sums.at_least(K * N);
+  for (std::int64_t r = 0; r < R; r += kDepth) {
+    const std::int64_t depth = std::min(kDepth, R - r);
+    const bool added = r > 0 || (in_place && t.start.data);
+    Multiplication& by =
+        multiplication(Shape{K, N, depth, K, N, true, N, false, added, kType<A>, kType<float>});
+    if (!by.possible()) {
+      if (r == 0) return false;
+      throw internal_error("linear: oneDNN has a product of bf16 for ", kDepth, " rows, none for ",
+                           depth);
+    }
+    by.run(dense(Matrix<const A>{t.x.row(r), depth, K, t.x.stride}, left),
+           dense(Matrix<const A>{t.dy.row(r), depth, N, t.dy.stride}, right), nullptr, c);
+  }
+  if (in_place) return true;
+  for (std::int64_t k = 0; k < K; ++k) {
+    const float *const sum = c + k * N, *const start = t.start.from(k, 0).data;
+    for (std::int64_t n = 0; n < N; ++n) t.c.row(k)[n] = start ? start[n] + sum[n] : sum[n];
+  }
   return true;
 }
 
 }  // namespace
 
-bool multiply_natively(const Product<bf16, float>& p) { return available() && multiply_tiles(p); }
-bool multiply_natively(const Product<bf16, bf16>& p) { return available() && multiply_tiles(p); }
+bool multiply_natively(const Product<bf16, float>& p) { return available() && multiply_rows(p); }
+bool multiply_natively(const Product<bf16, bf16>& p) { return available() && multiply_rows(p); }
 bool multiply_tile_natively(const GradientTile<bf16>& t) { return available() && gradient_tile(t); }
 
 }  // namespace longstride::ops::cpu

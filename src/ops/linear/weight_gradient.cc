@@ -22,50 +22,65 @@ void run(const GradientTile<bf16>& t) {
   if (t.sums) add_column_sums(t.dy, t.sums);
 }
 
+// Partial sums of one part of the rows: tiles side by side, each dense.
+struct Tiles {
+  std::int64_t rows, cols;  // of a tile
+  std::int64_t K, N;        // of the whole
+
+  std::int64_t height(std::int64_t k) const { return std::min(rows, K - k); }
+  std::int64_t width(std::int64_t n) const { return std::min(cols, N - n); }
+  // The tile that begins at (k, n).
+  std::int64_t offset(std::int64_t k, std::int64_t n) const { return k * N + height(k) * n; }
+};
+
 // dweight += the parts, in order.
-void add_parts(const float* pieces, std::int64_t parts, Matrix<float> dweight) {
+void add_parts(const float* pieces, std::int64_t parts, const Tiles& tiles, Matrix<float> dweight) {
   constexpr std::int64_t kTasks = 16;
-  const std::int64_t K = dweight.rows, N = dweight.cols;
-  parallel_ranges(K, ceil_div(K, kTasks), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t k = begin; k < end; ++k) {
-      float* const out = dweight.row(k);
-      for (std::int64_t part = 0; part < parts; ++part) {
-        const float* const piece = pieces + (part * K + k) * N;
-        for (std::int64_t n = 0; n < N; ++n) out[n] += piece[n];
+  parallel_ranges(tiles.K, ceil_div(tiles.K, kTasks), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t k = begin; k < end; ++k)
+      for (std::int64_t n = 0; n < tiles.N; n += tiles.cols) {
+        const std::int64_t top = k / tiles.rows * tiles.rows, width = tiles.width(n);
+        float* const out = dweight.row(k) + n;
+        for (std::int64_t part = 0; part < parts; ++part) {
+          const float* const piece =
+              pieces + part * tiles.K * tiles.N + tiles.offset(top, n) + (k - top) * width;
+          for (std::int64_t i = 0; i < width; ++i) out[i] += piece[i];
+        }
       }
-    }
   });
 }
 
 template <class A>
 void add_gradient(const WeightGradient<A>& g) {
-  constexpr std::int64_t kRows = 264, kCols = 256, kPart = 256, kTasks = 16;
+  constexpr std::int64_t kRows = std::is_same_v<A, float> ? 264 : 256;  // 264: whole tiles of 12
+  constexpr std::int64_t kCols = 256, kPart = 256, kTasks = 16;
   const std::int64_t R = g.x.rows, K = g.dweight.rows, N = g.dweight.cols;
   if (R == 0 || N == 0) return;
   const std::int64_t down = std::max<std::int64_t>(1, ceil_div(K, kRows));  // K = 0: db remains
-  const std::int64_t across = ceil_div(N, kCols), tiles = down * across;
-  const std::int64_t cuts = std::clamp<std::int64_t>(kTasks / tiles, 1, ceil_div(R, kPart));
+  const std::int64_t across = ceil_div(N, kCols), count = down * across;
+  const Tiles tiles{kRows, kCols, K, N};
+  const std::int64_t cuts = std::clamp<std::int64_t>(kTasks / count, 1, ceil_div(R, kPart));
   const std::int64_t depth = ceil_div(ceil_div(R, cuts), kPart) * kPart, parts = ceil_div(R, depth);
   thread_local Scratch partial, columns;
   float* const sums = g.dbias.empty() ? nullptr : columns.at_least(parts * N);
   if (sums) std::fill_n(sums, parts * N, 0.0f);
   float* const pieces = parts > 1 ? partial.at_least(parts * K * N) : nullptr;
-  parallel_for(parts * tiles, [&](std::int64_t task) {
-    const std::int64_t part = task / tiles, r = part * depth, rows = std::min(depth, R - r);
+  parallel_for(parts * count, [&](std::int64_t task) {
+    const std::int64_t part = task / count, r = part * depth, rows = std::min(depth, R - r);
     const std::int64_t k = task / across % down * kRows, n = task % across * kCols;
-    const std::int64_t height = std::min(kRows, K - k), width = std::min(kCols, N - n);
+    const std::int64_t height = tiles.height(k), width = tiles.width(n);
     GradientTile<A> t{{g.x.row(r) + k, rows, height, g.x.stride},
                       {g.dy.row(r) + n, rows, width, g.dy.stride},
                       {},
                       {g.dweight.row(k) + n, height, width, g.dweight.stride},
                       sums && k == 0 ? sums + part * N + n : nullptr};
     if (parts > 1)
-      t.c = {pieces + (part * K + k) * N + n, height, width, N};
+      t.c = matrix(pieces + part * K * N + tiles.offset(k, n), height, width);
     else
       t.start = {t.c.data, t.c.stride};
     run(t);
   });
-  if (parts > 1) add_parts(pieces, parts, g.dweight);
+  if (parts > 1) add_parts(pieces, parts, tiles, g.dweight);
   for (std::int64_t part = 0; sums && part < parts; ++part)
     for (std::int64_t n = 0; n < N; ++n) g.dbias[n] += sums[part * N + n];
 }
