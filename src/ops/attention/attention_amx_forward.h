@@ -120,13 +120,14 @@ class ForwardTiles {
     scored.tile = t;
     scored.begin = begin / kSide;
     scored.end = (end + kSide - 1) / kSide;
-    scored.full = !lane_.masked && tile.all_begin <= key + scored.begin * kSide &&
+    scored.full = !lane_.masked && scored.begin % 2 == 0 && scored.end % 2 == 0 &&
+                  tile.all_begin <= key + scored.begin * kSide &&
                   tile.all_end >= key + scored.end * kSide;
     if (scored.full) return true;
     for (int r = 0; r < kSide; ++r) {
       const std::int64_t n = tile.first + r;
       if (r >= tile.rows) {
-        scored.kept[r] = ~std::uint64_t{0};
+        scored.kept[r] = 0;
       } else if (lane_.masked) {
         scored.kept[r] = kept_keys(lane_, n, key);
       } else {
@@ -142,13 +143,11 @@ class ForwardTiles {
 
   // The softmax of a tile and its P V.
   void absorb(const Scored& scored, const TileData* score) {
-    if (scored.full && scored.begin == 0 && scored.end == 4)
-      weigh<false>(scored, score, 0, 4);
-    else if (scored.full)
-      weigh<false>(scored, score, scored.begin, scored.end);
+    const int begin = scored.begin / 2, end = (scored.end + 1) / 2;  // pairs of score tiles
+    if (end - begin == 2)
+      scored.full ? weigh<false, 2>(scored, 0, score) : weigh<true, 2>(scored, 0, score);
     else
-      weigh<true>(scored, score, scored.begin, scored.end);
-    const int begin = scored.begin / 2, end = (scored.end + 1) / 2;
+      scored.full ? weigh<false, 1>(scored, begin, score) : weigh<true, 1>(scored, begin, score);
     TileData* const out = s_.out + scored.tile * s_.v_tiles;
     multiply<true>(u_, {out, 0, 1}, {s_.weight + begin, 0, 1},
                    {s_.v + begin * s_.v_tiles, s_.v_tiles, 1}, 1,
@@ -156,16 +155,19 @@ class ForwardTiles {
     if (wild_ != 0) add_wild(scored, out);
   }
 
-  template <bool kMasked>
-  inline __attribute__((always_inline)) void weigh(const Scored& scored, const TileData* score,
-                                                   int begin, int end) {
-    const F scale = Unit::set(scale_), none = Unit::set(kNone);
+  // kCount pairs of score tiles from pair `first` on; a tile that was not scored holds anything,
+  // and no kept key.
+  template <bool kMasked, int kCount>
+  inline __attribute__((always_inline)) void weigh(const Scored& scored, int first,
+                                                   const TileData* score) {
+    const F scale = Unit::set(scale_), none = Unit::set(kNone), zero = Unit::set(0);
+    score += 2 * first;
     for (int r = 0; r < kSide; ++r) {
       F peak = none;
 #pragma GCC unroll 4
-      for (int n = begin; n < end; ++n) {
+      for (int n = 0; n < 2 * kCount; ++n) {
         F t = Unit::mul(Unit::load(score[n].row(r)), scale);
-        if constexpr (kMasked) t = Unit::where(bits_of(scored.kept[r], n), t, none);
+        if constexpr (kMasked) t = Unit::where(bits_of(scored.kept[r], 2 * first + n), t, none);
         peak = Unit::max(peak, t);
       }
       Unit::store(s_.peak->row(r), peak);
@@ -175,19 +177,17 @@ class ForwardTiles {
     TileData& sums = s_.sum[scored.tile];
     for (int r = 0; r < kSide; ++r) {
       const F less = Unit::set(-top[r]);
-      F sum = Unit::load(sums.row(r));
-      const auto weight = [&](int n) {
-        if (n < begin || n >= end) return Unit::set(0);
-        F p = Unit::exp2(Unit::mul_add(Unit::load(score[n].row(r)), scale, less));
-        if constexpr (kMasked) p = Unit::where(bits_of(scored.kept[r], n), p, Unit::set(0));
-        sum = Unit::add(sum, p);
-        return p;
-      };
-#pragma GCC unroll 2
-      for (int pair = begin / 2; 2 * pair < end; ++pair) {
-        const F low = weight(2 * pair), high = weight(2 * pair + 1);
-        Unit::store_words(s_.weight[pair].row(r), Unit::pack(low, high));
+      F sum = Unit::load(sums.row(r)), p[2 * kCount];
+#pragma GCC unroll 4
+      for (int n = 0; n < 2 * kCount; ++n) {
+        p[n] = Unit::exp2(Unit::mul_add(Unit::load(score[n].row(r)), scale, less));
+        if constexpr (kMasked)
+          p[n] = Unit::where(bits_of(scored.kept[r], 2 * first + n), p[n], zero);
+        sum = Unit::add(sum, p[n]);
       }
+#pragma GCC unroll 2
+      for (int pair = 0; pair < kCount; ++pair)
+        Unit::store_words(s_.weight[first + pair].row(r), Unit::pack(p[2 * pair], p[2 * pair + 1]));
       Unit::store(sums.row(r), sum);
     }
   }

@@ -65,7 +65,7 @@ namespace longstride::ops::HWY_NAMESPACE {
 namespace {
 
 // s becomes P, dp becomes dS; both zero where the pair is not kept.
-HWY_INLINE void score_gradients(const Mask& mask, const BackwardTile& tile, float scale, float* s,
+HWY_NOINLINE void score_gradients(const Mask& mask, const BackwardTile& tile, float scale, float* s,
                                 float* dp) {
   const Wide d;
   for (int n = 0; n < kVectors; ++n) {
@@ -94,7 +94,7 @@ HWY_INLINE void score_gradients(const Mask& mask, const BackwardTile& tile, floa
 
 // False: q or dout has values that are not finite.
 template <class A>
-void begin_tile(const BackwardTask<A>& task, const Tile& cut, BackwardTile& state) {
+HWY_NOINLINE void begin_tile(const BackwardTask<A>& task, const Tile& cut, BackwardTile& state) {
   const auto& op = *task.op;
   const Wide d;
   const std::int64_t b = task.part.batch, h = task.part.head;
@@ -139,7 +139,7 @@ HWY_INLINE void write_row(const float* from, std::int64_t width, bool add, float
 }
 
 template <class A>
-void end_tile(const BackwardTask<A>& task, const BackwardTile& state) {
+HWY_NOINLINE void end_tile(const BackwardTask<A>& task, const BackwardTile& state) {
   const auto& dq = task.op->dq;
   float* const rows = state.q;  // no longer needed
   transpose([&](int c) { return state.dqt + c * kTile; }, static_cast<int>(dq.width), kTile, rows,
@@ -211,7 +211,7 @@ void differentiate_pair(const BackwardTask<A>& task, BackwardTile* tiles, Backwa
 
 // The sums of a chunk's keys: zero for keys [fresh, end), what is there for those before. The rows
 // beside the chunk get what a pair that is not kept adds: zeros.
-HWY_INLINE void load_sums(const Heads<float>& x, const PartTask& task, const Chunk& chunk,
+HWY_NOINLINE void load_sums(const Heads<float>& x, const PartTask& task, const Chunk& chunk,
                           int fresh, float* to) {
   const int begin = chunk.begin / 2 * 2, end = (chunk.end + 1) / 2 * 2;
   if (begin < chunk.begin) std::fill_n(to + begin * x.width, x.width, 0.0f);
@@ -221,7 +221,7 @@ HWY_INLINE void load_sums(const Heads<float>& x, const PartTask& task, const Chu
   std::fill(to + fresh * x.width, to + end * x.width, 0.0f);
 }
 
-HWY_INLINE void store_sums(const float* from, const PartTask& task, const Chunk& chunk,
+HWY_NOINLINE void store_sums(const float* from, const PartTask& task, const Chunk& chunk,
                            const Heads<float>& x) {
   for (int j = chunk.begin; j < chunk.end; ++j)
     write_row(from + j * x.width, x.width, false,
@@ -352,18 +352,18 @@ void run_levels(const AttentionBackward<A>& op, const Run& run) {
   clear_sums(op);
   for (const auto& level : gradient_tasks(*op.plan, op.q.batch, op.q.length))
     parallel_for(static_cast<std::int64_t>(level.size()), [&](std::int64_t t) {
-      run({&op, level[static_cast<std::size_t>(t)]});
+      run(BackwardTask<A>{&op, level[static_cast<std::size_t>(t)]});
     });
 }
 
 }  // namespace
 
 void attention_backward(const AttentionBackward<float>& op) {
-  run_levels(op, HWY_DYNAMIC_DISPATCH(backward_task_f32));
+  run_levels(op, [](const auto& task) { HWY_DYNAMIC_DISPATCH(backward_task_f32)(task); });
 }
 
 void attention_backward(const AttentionBackward<bf16>& op) {
-  run_levels(op, HWY_DYNAMIC_DISPATCH(backward_task_bf16));
+  run_levels(op, [](const auto& task) { HWY_DYNAMIC_DISPATCH(backward_task_bf16)(task); });
 }
 
 }  // namespace longstride::ops::cpu

@@ -64,7 +64,7 @@ namespace {
 
 // Raises max by the scores of the mask, scales sum and ot by e^{old - new}; s becomes
 // p = e^{s - max}, added to sum in key order, or zero where the pair is not kept.
-HWY_INLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s, ForwardTile& tile) {
+HWY_NOINLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s, ForwardTile& tile) {
   const Wide d;
   for (int n = 0; n < kVectors; ++n) {
     float* const column = s + n * kLanes;
@@ -111,7 +111,7 @@ HWY_INLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s, F
 }
 
 template <class A>
-void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std::int64_t step, int rows,
+HWY_NOINLINE void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std::int64_t step, int rows,
                 ForwardScratch& scratch, ForwardTile& state) {
   const auto& q = task.op->q;
   state.tile = make_tile(*task.part.part, lane, step, rows);
@@ -136,7 +136,7 @@ HWY_INLINE void merge_row(const RowEnd<float>& e, const float* row, std::int64_t
 }
 
 template <class A>
-void end_tile(const ForwardTask<A>& task, const ForwardTile& state, float* rows) {
+HWY_NOINLINE void end_tile(const ForwardTask<A>& task, const ForwardTile& state, float* rows) {
   const auto& out = task.op->out;
   transpose([&](int c) { return state.ot + c * kTile; }, static_cast<int>(out.width), kTile, rows,
             out.width);
@@ -260,18 +260,18 @@ template <class A, class Run>
 void run_levels(const Attention<A>& op, const Run& run) {
   for (const auto& level : forward_tasks(*op.plan, op.q.batch, op.q.length))
     parallel_for(static_cast<std::int64_t>(level.size()), [&](std::int64_t t) {
-      run({&op, level[static_cast<std::size_t>(t)]});
+      run(ForwardTask<A>{&op, level[static_cast<std::size_t>(t)]});
     });
 }
 
 }  // namespace
 
 void attention(const Attention<float>& op) {
-  run_levels(op, HWY_DYNAMIC_DISPATCH(forward_task_f32));
+  run_levels(op, [](const auto& task) { HWY_DYNAMIC_DISPATCH(forward_task_f32)(task); });
 }
 
 void attention(const Attention<bf16>& op) {
-  run_levels(op, HWY_DYNAMIC_DISPATCH(forward_task_bf16));
+  run_levels(op, [](const auto& task) { HWY_DYNAMIC_DISPATCH(forward_task_bf16)(task); });
 }
 
 }  // namespace longstride::ops::cpu

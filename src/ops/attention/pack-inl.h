@@ -87,7 +87,7 @@ HWY_INLINE void prefetch_row(const A* row, std::int64_t width) {
 // The rows of a chunk's keys, packed [kKeyChunk][width]; zeros beside them, where kernels that take
 // keys two by two may read. False: not all values are finite.
 template <class A>
-HWY_INLINE bool pack_keys(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
+HWY_NOINLINE bool pack_keys(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
                           const Chunk& chunk, float* to) {
   constexpr int kAhead = 6;
   Finite finite{hn::Zero(Wide()), hn::Zero(One())};
