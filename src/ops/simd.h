@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "hwy/highway.h"
 #include "tensor/bf16.h"
@@ -105,6 +106,18 @@ void for_vectors(std::int64_t n, const Body& body) {
   if (i < n) body(i, Part{n - i});
 }
 
+// body(i, lanes, k) for the groups of k vectors that cover [0, n), k = kVectors as long as there
+// are as many, then 1; as a type, so that bodies can have arrays of vectors.
+template <int kVectors, class Body>
+void for_groups(std::int64_t n, const Body& body) {
+  const std::int64_t step = float_lanes();
+  std::int64_t i = 0;
+  for (; i + kVectors * step <= n; i += kVectors * step)
+    body(i, Whole{}, std::integral_constant<int, kVectors>());
+  for (; i + step <= n; i += step) body(i, Whole{}, std::integral_constant<int, 1>());
+  if (i < n) body(i, Part{n - i}, std::integral_constant<int, 1>());
+}
+
 // sum over [0, n) of the lanes of term(i, lanes), four chains wide.
 template <class Term>
 float sum_of(std::int64_t n, const Term& term) {
@@ -140,30 +153,53 @@ HWY_INLINE V at_most(D d, float high, V x) {
   return hn::IfThenElse(hn::Gt(x, hn::Set(d, high)), hn::Set(d, high), x);
 }
 
-// e^x for x <= 88: within 2 ulp, exactly 1 at 0, exactly 0 from about -87 down, no denormals, NaN
-// for NaN. 13 instructions, no table and no branch: x = n ln 2 + r, |r| <= ln(2) / 2, and
-// e^x = (2 e^r) 2^(n - 1), so that the smallest power is 0 while the smallest product is normal.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V exp(D d, V x) {
+// y[k] = e^x[k] for x <= 88: within 2 ulp, exactly 1 at 0, exactly 0 from about -87 down, no
+// denormals, NaN for NaN. 13 instructions a vector, no table and no branch: x = n ln 2 + r,
+// |r| <= ln(2) / 2, and e^x = (2 e^r) 2^(n - 1), so that the smallest power is 0 while the smallest
+// product is normal. They depend on each other, for some 45 cycles: hence several vectors at a
+// time.
+template <int kVectors, class D, class V = hn::Vec<D>>
+HWY_INLINE void exp(D d, const V (&x)[kVectors], V (&y)[kVectors]) {
   const hn::RebindToUnsigned<D> du;
-  x = at_least(d, -87.3f, x);
   // A sum this large has no bits behind the point: it is rounded, and its last bits are n + 126,
   // which the shift below makes the exponent of 2^(n - 1).
   const V shifter = hn::Set(d, 0x1.8p23f + 126);
-  const V sum = hn::MulAdd(x, hn::Set(d, 0x1.715476p0f), shifter);
-  const V n = hn::Sub(sum, shifter);
+  V sum[kVectors], r[kVectors];
+#pragma GCC unroll 16
+  for (int k = 0; k < kVectors; ++k) {
+    r[k] = at_least(d, -87.3f, x[k]);
+    sum[k] = hn::MulAdd(r[k], hn::Set(d, 0x1.715476p0f), shifter);
+  }
   // ln 2 in two pieces, the first short enough for n times it to be exact.
-  V r = hn::MulAdd(n, hn::Set(d, -0.693359375f), x);
-  r = hn::MulAdd(n, hn::Set(d, 2.12194440e-4f), r);
+#pragma GCC unroll 16
+  for (int k = 0; k < kVectors; ++k) {
+    const V n = hn::Sub(sum[k], shifter);
+    r[k] = hn::MulAdd(n, hn::Set(d, -0.693359375f), r[k]);
+    r[k] = hn::MulAdd(n, hn::Set(d, 2.12194440e-4f), r[k]);
+    y[k] = hn::Set(d, 0x1.6a2318p-9f);
+  }
   // The polynomial 2 + 2 r + ... of smallest relative error (2^-28) on that interval.
-  V y = hn::Set(d, 0x1.6a2318p-9f);
-  y = hn::MulAdd(y, r, hn::Set(d, 0x1.123a8ep-6f));
-  y = hn::MulAdd(y, r, hn::Set(d, 0x1.5558f6p-4f));
-  y = hn::MulAdd(y, r, hn::Set(d, 0x1.555490p-2f));
-  y = hn::MulAdd(y, r, hn::Set(d, 0x1.fffffcp-1f));
-  y = hn::MulAdd(y, r, hn::Set(d, 2.0f));
-  y = hn::MulAdd(y, r, hn::Set(d, 2.0f));
-  return hn::Mul(y, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, sum))));
+  const auto next = [&](float coefficient) HWY_ATTR {
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k) y[k] = hn::MulAdd(y[k], r[k], hn::Set(d, coefficient));
+  };
+  next(0x1.123a8ep-6f);
+  next(0x1.5558f6p-4f);
+  next(0x1.555490p-2f);
+  next(0x1.fffffcp-1f);
+  next(2.0f);
+  next(2.0f);
+#pragma GCC unroll 16
+  for (int k = 0; k < kVectors; ++k)
+    y[k] = hn::Mul(y[k], hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, sum[k]))));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V exp(D d, V x) {
+  const V in[1] = {x};
+  V out[1];
+  exp(d, in, out);
+  return out[0];
 }
 
 }  // namespace longstride::ops::HWY_NAMESPACE

@@ -5,6 +5,7 @@
 #define HWY_TARGET_INCLUDE "ops/activation/activation_cpu.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.h, which includes this file once per instruction set.
+#include <algorithm>
 #include <cstdint>
 
 #include "base/threads.h"
@@ -16,46 +17,90 @@ namespace longstride::ops::HWY_NAMESPACE {
 
 namespace {
 
-// z = 1.702 x and e = exp(z), both cut off where e drowns 1: sigmoid = e / (1 + e) there is 1, and
+constexpr int kSide = 6;  // vectors side by side
+
+// z = 1.702 x and e = exp(z), cut off where e drowns 1: sigmoid = e / (1 + e) there is 1, and
 // 1 - sigmoid = 1 / (1 + e) times z is nothing beside 1. Far to the left both keep their digits.
-struct Logistic {
-  FloatVec z, e;
-};
-HWY_INLINE Logistic logistic(FloatVec x) {
+template <int kVectors, class Lanes, class A>
+HWY_INLINE void logistic(const A* x, Lanes lanes, FloatVec (&z)[kVectors],
+                         FloatVec (&e)[kVectors]) {
   const Floats d;
-  const FloatVec z = at_most(d, 21.0f, hn::Mul(hn::Set(d, 1.702f), x));
-  return {z, at_most(d, 0x1.0p30f, exp(d, z))};
+#pragma GCC unroll 16
+  for (int k = 0; k < kVectors; ++k)
+    z[k] = at_most(d, 21.0f, hn::Mul(hn::Set(d, 1.702f), lanes.load(x + k * float_lanes())));
+  exp(d, z, e);
 }
 
 template <class A>
-HWY_INLINE void forward(const A* x, A* y, std::int64_t n) {
-  const FloatVec one = hn::Set(Floats(), 1.0f);
-  for_vectors(n, [&](std::int64_t i, auto lanes) {
-    const FloatVec v = lanes.load(x + i), e = logistic(v).e;
-    lanes.store(hn::Mul(v, hn::Div(e, hn::Add(one, e))), y + i);
+HWY_INLINE void forward(const A* x, float* y, std::int64_t n) {
+  const Floats d;
+  const FloatVec one = hn::Set(d, 1.0f);
+  const std::int64_t step = float_lanes();
+  for_groups<kSide>(n, [&](std::int64_t i, auto lanes, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    FloatVec z[kVectors], e[kVectors];
+    logistic(x + i, lanes, z, e);
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k) e[k] = hn::Div(e[k], hn::Add(one, e[k]));
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k) e[k] = hn::Mul(e[k], lanes.load(x + i + k * step));
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k) lanes.store(e[k], y + i + k * step);
   });
 }
 
 template <class A>
-HWY_INLINE void backward(const A* x, const A* dy, A* dx, std::int64_t n) {
-  const FloatVec one = hn::Set(Floats(), 1.0f);
-  for_vectors(n, [&](std::int64_t i, auto lanes) {
-    const auto [z, e] = logistic(lanes.load(x + i));
-    const FloatVec rest = hn::Div(one, hn::Add(one, e));  // 1 - sigmoid
-    const FloatVec inner = hn::MulAdd(z, rest, one);
-    lanes.store(hn::Mul(hn::Mul(lanes.load(dy + i), hn::Mul(e, rest)), inner), dx + i);
+HWY_INLINE void backward(const A* x, const A* dy, float* dx, std::int64_t n) {
+  const Floats d;
+  const FloatVec one = hn::Set(d, 1.0f);
+  const std::int64_t step = float_lanes();
+  for_groups<kSide>(n, [&](std::int64_t i, auto lanes, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    FloatVec z[kVectors], e[kVectors];
+    logistic(x + i, lanes, z, e);
+    FloatVec rest[kVectors];
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k) {
+      const FloatVec capped = at_most(d, 0x1.0p30f, e[k]);  // so that e / (1 + e) is exact there
+      rest[k] = hn::Div(one, hn::Add(one, capped));         // 1 - sigmoid
+      e[k] = hn::Mul(capped, lanes.load(dy + i + k * step));
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k)
+      e[k] = hn::Mul(hn::Mul(e[k], rest[k]), hn::MulAdd(z[k], rest[k], one));
+#pragma GCC unroll 16
+    for (int k = 0; k < kVectors; ++k) lanes.store(e[k], dx + i + k * step);
   });
+}
+
+// In bf16 the results are rounded in a loop of their own: the conversions would lengthen the chain
+// of instructions that wait for each other, and fewer vectors would be under way.
+constexpr std::int64_t kBlock = 1024;
+template <class Compute>
+HWY_INLINE void rounded(bf16* to, std::int64_t n, const Compute& compute) {
+  HWY_ALIGN float block[kBlock];
+  for (std::int64_t at = 0; at < n; at += kBlock) {
+    const std::int64_t size = std::min(kBlock, n - at);
+    compute(at, block, size);
+    for_vectors(
+        size, [&](std::int64_t i, auto lanes) { lanes.store(lanes.load(block + i), to + at + i); });
+  }
 }
 
 }  // namespace
 
 void activation_float(const float* x, float* y, std::int64_t n) { forward(x, y, n); }
-void activation_bf16(const bf16* x, bf16* y, std::int64_t n) { forward(x, y, n); }
+void activation_bf16(const bf16* x, bf16* y, std::int64_t n) {
+  rounded(y, n,
+          [&](std::int64_t at, float* block, std::int64_t size) { forward(x + at, block, size); });
+}
 void activation_backward_float(const float* x, const float* dy, float* dx, std::int64_t n) {
   backward(x, dy, dx, n);
 }
 void activation_backward_bf16(const bf16* x, const bf16* dy, bf16* dx, std::int64_t n) {
-  backward(x, dy, dx, n);
+  rounded(dx, n, [&](std::int64_t at, float* block, std::int64_t size) {
+    backward(x + at, dy + at, block, size);
+  });
 }
 
 }  // namespace longstride::ops::HWY_NAMESPACE

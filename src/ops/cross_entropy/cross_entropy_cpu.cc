@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/threads.h"
+#include "hwy/cache_control.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/simd.h"
 
@@ -25,6 +26,7 @@ namespace longstride::ops::HWY_NAMESPACE {
 namespace {
 
 constexpr std::int64_t kSide = 4;  // rows side by side
+constexpr int kVectors = 4;        // and vectors
 
 // max over [0, n); a NaN may be lost here, but not in the exponentials.
 float row_max(const float* x, std::int64_t n) {
@@ -42,33 +44,34 @@ float row_max(const float* x, std::int64_t n) {
   return rest;
 }
 
-// The sum of exp(x[i] - largest); each is stored in e[i] where there is an e.
+// The sum of exp(x[i] - largest), each stored in e[i] if wanted. `later` is a row that will be
+// needed soon: memory is busy only now and then otherwise.
 template <bool kStore>
-double exponentials(const float* x, float largest, float* e, std::int64_t n) {
+double exponentials(const float* x, float largest, float* e, std::int64_t n, const float* later) {
   const Floats d;
   const hn::RebindToSigned<Floats> di;
+  const std::int64_t step = float_lanes();
   const FloatVec top = hn::Set(d, largest), one = hn::Set(d, 1.0f);
   FloatVec rest[2] = {hn::Zero(d), hn::Zero(d)};
   auto ones = hn::Zero(di);
-  const auto add = [&](std::int64_t i, auto lanes, FloatVec& sum) {
-    const FloatVec term = exp(d, hn::Sub(lanes.load(x + i), top));
-    if constexpr (kStore) lanes.store(term, e + i);
-    const FloatVec counted = lanes.keep(term);
-    const auto whole = hn::Eq(counted, one);
-    ones = hn::Sub(ones, hn::VecFromMask(di, hn::RebindMask(di, whole)));
-    sum = hn::Add(sum, hn::IfThenZeroElse(whole, counted));
-  };
-  const std::int64_t step = float_lanes();
-  std::int64_t i = 0;
-  for (; i + 2 * step <= n; i += 2 * step) {
-    add(i, Whole{}, rest[0]);
-    add(i + step, Whole{}, rest[1]);
-  }
-  if (i + step <= n) {
-    add(i, Whole{}, rest[0]);
-    i += step;
-  }
-  if (i < n) add(i, Part{n - i}, rest[1]);
+  for_groups<kVectors>(n, [&](std::int64_t i, auto lanes, auto vectors) {
+    constexpr int kCount = decltype(vectors)::value;
+    FloatVec term[kCount], off[kCount];
+#pragma GCC unroll 16
+    for (int k = 0; k < kCount; ++k) {
+      off[k] = hn::Sub(lanes.load(x + i + k * step), top);
+      hwy::Prefetch(later + i + k * step);
+    }
+    exp(d, off, term);
+#pragma GCC unroll 16
+    for (int k = 0; k < kCount; ++k) {
+      if constexpr (kStore) lanes.store(term[k], e + i + k * step);
+      const FloatVec counted = lanes.keep(term[k]);
+      const auto whole = hn::Eq(counted, one);
+      ones = hn::Sub(ones, hn::VecFromMask(di, hn::RebindMask(di, whole)));
+      rest[k % 2] = hn::Add(rest[k % 2], hn::IfThenZeroElse(whole, counted));
+    }
+  });
   return static_cast<double>(hn::GetLane(hn::SumOfLanes(di, ones))) +
          static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Add(rest[0], rest[1]))));
 }
@@ -81,7 +84,8 @@ void some_rows(const CrossEntropy<float, A>& op, std::int64_t row, std::int64_t 
   double sum[kSide];
   for (std::int64_t k = 0; k < rows; ++k) largest[k] = row_max(op.logits.row(row + k), V);
   for (std::int64_t k = 0; k < rows; ++k)
-    sum[k] = exponentials<kGradients>(op.logits.row(row + k), largest[k], e + k * V, V);
+    sum[k] = exponentials<kGradients>(op.logits.row(row + k), largest[k], e + k * V, V,
+                                      op.logits.row(std::min(row + k + kSide, op.logits.rows - 1)));
   for (std::int64_t k = 0; k < rows; ++k) {
     const auto correct = static_cast<double>(op.logits.row(row + k)[op.targets[row + k]]);
     const double off = correct - static_cast<double>(largest[k]);

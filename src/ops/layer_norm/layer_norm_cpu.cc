@@ -13,6 +13,7 @@
 
 #include "base/integers.h"
 #include "base/threads.h"
+#include "hwy/cache_control.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/simd.h"
 
@@ -41,7 +42,10 @@ void forward_rows(const LayerNorm<float, A>& op, std::int64_t begin, std::int64_
     const float rstd = 1 / std::sqrt(squares / static_cast<float>(C) + eps);
 
     const FloatVec s = hn::Set(d, rstd);
+    // The next row is fetched meanwhile: memory would be busy in a third of the time otherwise.
+    const float* const later = op.x.row(std::min(r + 1, op.x.rows - 1));
     for_vectors(C, [&](std::int64_t c, auto lanes) {
+      hwy::Prefetch(later + c);
       const FloatVec xhat = hn::Mul(hn::Sub(lanes.load(x + c), m), s);
       lanes.store(hn::MulAdd(xhat, lanes.load(gain + c), lanes.load(bias + c)), y + c);
     });
@@ -87,7 +91,11 @@ void backward_rows(const LayerNormBackward<float>& op, std::int64_t row, float* 
     };
     const FloatVec mg = mean_of(sum_g[k]), mgx = mean_of(sum_gx[k]);
     float* const dx = op.dx.row(row + k);
+    const std::int64_t next = std::min(row + k + kRows, op.x.rows - 1);
+    const float *const later_x = op.x.row(next), *const later_dy = op.dy.row(next);
     for_vectors(C, [&](std::int64_t c, auto lanes) {
+      hwy::Prefetch(later_x + c);
+      hwy::Prefetch(later_dy + c);
       const FloatVec xhat = hn::Mul(hn::Sub(lanes.load(x[k] + c), m[k]), s[k]);
       const FloatVec g = hn::Mul(lanes.load(dy[k] + c), lanes.load(gain + c));
       const FloatVec inner = hn::NegMulAdd(xhat, mgx, hn::Sub(g, mg));

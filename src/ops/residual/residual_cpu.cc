@@ -21,13 +21,9 @@ namespace longstride::ops::HWY_NAMESPACE {
 
 namespace {
 
-constexpr std::int64_t kChunk = 1024;  // words
+constexpr std::int64_t kChunk = 1024;  // words, whole groups of draws on every instruction set
 
-#if HWY_TARGET <= HWY_AVX3
-constexpr int kSide = 4;
-#else
-constexpr int kSide = 2;  // 16 registers
-#endif
+constexpr int kSide = 4;  // vectors side by side, to hide the latency of a round
 
 // words[4 j + w] = word w of the draw `first + j`, at least `count` draws.
 #if HWY_TARGET == HWY_SCALAR
@@ -78,7 +74,6 @@ void draw(const Dropout& dropout, std::uint64_t first, std::int64_t count, std::
   const V places = hn::Load(d, order);
   const V low = hn::Set(d, 0xffffffffu);
 
-  // Vectors side by side, to hide the latency of a round.
   for (std::int64_t j = 0; j < count; j += kSide * lanes) {
     V a0[kSide], a1[kSide], a2[kSide], a3[kSide];
     for (int s = 0; s < kSide; ++s) {
