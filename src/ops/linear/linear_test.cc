@@ -11,27 +11,60 @@ namespace longstride::ops {
 namespace {
 
 using test::as_good_as, test::dot, test::error_of, test::for_each_target, test::numeric_gradient;
-using test::poisoned, test::random_normal, test::relative_l2, test::same_bits, test::view;
+using test::random_normal, test::relative_l2, test::same_bits, test::view;
 
 struct Case {
   std::int64_t R, K, N;
   friend void PrintTo(const Case& c, std::ostream* out) { *out << c.R << "x" << c.K << "x" << c.N; }
 };
 
-// Inputs and outputs of one case in one precision; rows of x and y have a gap of `gap` behind them.
-template <class Real>
-struct Problem {
-  explicit Problem(Case shape, std::int64_t gap_ = 0) : c(shape), gap(gap_) {}
+// Normal numbers that bf16 holds exactly, where wanted, so that all precisions get the same.
+template <class T>
+std::vector<T> inputs(std::int64_t size, std::uint64_t seed, bool as_bf16) {
+  std::vector<T> values;
+  for (const float v : random_normal<float>(size, seed))
+    values.push_back(static_cast<T>(as_bf16 ? static_cast<float>(bf16(v)) : v));
+  return values;
+}
 
-  Linear<Real> forward(bool biased = true) {
+template <class T>
+std::vector<T> poison(std::int64_t size) {
+  return std::vector<T>(static_cast<std::size_t>(size), static_cast<T>(std::nanf("")));
+}
+
+template <class T>
+std::vector<float> floats(const std::vector<T>& values) {
+  std::vector<float> out;
+  for (const T v : values) out.push_back(static_cast<float>(v));
+  return out;
+}
+
+// As if the results had been stored as T.
+template <class T>
+void store_as(std::vector<float>& values) {
+  for (float& v : values) v = static_cast<float>(static_cast<T>(v));
+}
+
+// Inputs and outputs of one case, operands of type A, y and dx of type Y; rows of x and y have a
+// gap of `gap` behind them.
+template <class A, class Y = A>
+struct Problem {
+  explicit Problem(Case shape, std::int64_t gap_ = 0, bool as_bf16 = std::is_same_v<A, bf16>)
+      : c(shape),
+        gap(gap_),
+        x(inputs<A>(c.R * (c.K + gap), 1, as_bf16)),
+        weight(inputs<A>(c.K * c.N, 2, as_bf16)),
+        dy(inputs<A>(c.R * (c.N + gap), 4, as_bf16)) {}
+
+  Linear<A, Y> forward(bool biased = true) {
     return {.x = {x.data(), c.R, c.K, c.K + gap},
-            .weight = matrix<const Real>(weight.data(), c.K, c.N),
-            .bias = biased ? Vector<const Real>(view(bias)) : Vector<const Real>(),
+            .weight = matrix<const A>(weight.data(), c.K, c.N),
+            .bias = biased ? Vector<const Sum>(view(bias)) : Vector<const Sum>(),
             .y = {y.data(), c.R, c.N, c.N + gap}};
   }
-  LinearBackward<Real> backward(bool add_to_dx = false) {
+  LinearBackward<A, Y> backward(bool add_to_dx = false) {
     return {.x = {x.data(), c.R, c.K, c.K + gap},
-            .weight = matrix<const Real>(weight.data(), c.K, c.N),
+            .weight = matrix<const A>(weight.data(), c.K, c.N),
             .dy = {dy.data(), c.R, c.N, c.N + gap},
             .dx = {dx.data(), c.R, c.K, c.K + gap},
             .add_to_dx = add_to_dx,
@@ -39,27 +72,80 @@ struct Problem {
             .dbias = view(dbias)};
   }
 
+  using Sum = Accumulated<A>;
   Case c;
   std::int64_t gap;
-  std::vector<Real> x = random_normal<Real>(c.R * (c.K + gap), 1),
-                    weight = random_normal<Real>(c.K * c.N, 2), bias = random_normal<Real>(c.N, 3),
-                    dy = random_normal<Real>(c.R * (c.N + gap), 4),
-                    y = poisoned<Real>(c.R * (c.N + gap)), dx = poisoned<Real>(c.R * (c.K + gap)),
-                    dweight = random_normal<Real>(c.K * c.N, 5),
-                    dbias = random_normal<Real>(c.N, 6);
+  std::vector<A> x, weight, dy;
+  std::vector<Sum> bias = random_normal<Sum>(c.N, 3);
+  std::vector<Y> y = poison<Y>(c.R * (c.N + gap)), dx = poison<Y>(c.R * (c.K + gap));
+  std::vector<Sum> dweight = random_normal<Sum>(c.K * c.N, 5), dbias = random_normal<Sum>(c.N, 6);
 };
+
+// Against float64 on the same values, with every instruction set; the plain formula sums in float
+// and rounds its result to Y.
+template <class A, class Y>
+void forward_matches(Case shape) {
+  constexpr bool kRounded = std::is_same_v<A, bf16>;
+  Problem<double> truth(shape, 0, kRounded);
+  Problem<float> plain(shape, 0, kRounded);
+  const Problem<A, Y> fresh(shape);
+  for (const bool biased : {false, true}) {
+    linear_forward(truth.forward(biased));
+    ref::linear_forward(plain.forward(biased));
+    store_as<Y>(plain.y);
+    for_each_target([&] {
+      Problem<A, Y> got = fresh;
+      linear_forward(got.forward(biased));
+      EXPECT_TRUE(as_good_as<float>(plain.y, floats(got.y), truth.y));
+    });
+  }
+}
+
+template <class A, class Y>
+void backward_matches(Case shape) {
+  constexpr bool kRounded = std::is_same_v<A, bf16>;
+  const auto start = random_normal<float>(shape.R * shape.K, 7);
+  const Problem<double> exact(shape, 0, kRounded);
+  const Problem<float> simple(shape, 0, kRounded);
+  const Problem<A, Y> fresh(shape);
+  for (const bool add : {false, true}) {
+    if (add && std::is_same_v<Y, bf16>) continue;
+    Problem<double> truth = exact;
+    Problem<float> plain = simple;
+    truth.dx.assign(start.begin(), start.end());
+    plain.dx = start;
+    linear_backward(truth.backward(add));
+    ref::linear_backward(plain.backward(add));
+    store_as<Y>(plain.dx);
+    for_each_target([&] {
+      Problem<A, Y> got = fresh;
+      if constexpr (std::is_same_v<Y, float>)
+        if (add) got.dx = start;
+      linear_backward(got.backward(add));
+      EXPECT_TRUE(as_good_as<float>(plain.dx, floats(got.dx), truth.dx));
+      EXPECT_TRUE(as_good_as<float>(plain.dweight, got.dweight, truth.dweight));
+      EXPECT_TRUE(as_good_as<float>(plain.dbias, got.dbias, truth.dbias));
+    });
+  }
+}
+
+template <class A, class Y>
+std::vector<float> all_outputs(Case shape) {
+  Problem<A, Y> p(shape);
+  linear_forward(p.forward());
+  linear_backward(p.backward());
+  std::vector<float> all = floats(p.y);
+  for (const auto& part : {floats(p.dx), p.dweight, p.dbias})
+    all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
 
 class LinearTest : public testing::TestWithParam<Case> {};
 
 TEST_P(LinearTest, ForwardMatchesFloat64) {
-  for (const bool biased : {false, true}) {
-    Problem<double> truth(GetParam());
-    Problem<float> plain(GetParam()), got(GetParam());
-    linear_forward(truth.forward(biased));
-    ref::linear_forward(plain.forward(biased));
-    linear_forward(got.forward(biased));
-    EXPECT_TRUE(as_good_as<float>(plain.y, got.y, truth.y));
-  }
+  forward_matches<float, float>(GetParam());
+  forward_matches<bf16, bf16>(GetParam());
+  forward_matches<bf16, float>(GetParam());
 }
 
 TEST_P(LinearTest, RowsMatchFloat64) {
@@ -76,30 +162,18 @@ TEST_P(LinearTest, RowsMatchFloat64) {
 }
 
 TEST_P(LinearTest, BackwardMatchesFloat64) {
-  for (const bool add : {false, true}) {
-    Problem<double> truth(GetParam());
-    Problem<float> plain(GetParam()), got(GetParam());
-    if (add) {
-      truth.dx = random_normal<double>(GetParam().R * GetParam().K, 7);
-      plain.dx = got.dx = random_normal<float>(GetParam().R * GetParam().K, 7);
-    }
-    linear_backward(truth.backward(add));
-    ref::linear_backward(plain.backward(add));
-    linear_backward(got.backward(add));
-    EXPECT_TRUE(as_good_as<float>(plain.dx, got.dx, truth.dx));
-    EXPECT_TRUE(as_good_as<float>(plain.dweight, got.dweight, truth.dweight));
-    EXPECT_TRUE(as_good_as<float>(plain.dbias, got.dbias, truth.dbias));
-  }
+  backward_matches<float, float>(GetParam());
+  backward_matches<bf16, bf16>(GetParam());
+  backward_matches<bf16, float>(GetParam());
 }
 
 TEST_P(LinearTest, SameBitsForAnyThreads) {
   test::expect_same_for_any_threads([] {
+    std::vector<float> all = all_outputs<float, float>(GetParam());
+    for (const auto& more :
+         {all_outputs<bf16, bf16>(GetParam()), all_outputs<bf16, float>(GetParam())})
+      all.insert(all.end(), more.begin(), more.end());
     Problem<float> p(GetParam());
-    linear_forward(p.forward());
-    linear_backward(p.backward());
-    std::vector<float> all = p.y;
-    for (const auto& part : {p.dx, p.dweight, p.dbias})
-      all.insert(all.end(), part.begin(), part.end());
     linear_rows(p.forward());
     all.insert(all.end(), p.y.begin(), p.y.end());
     return all;
@@ -127,11 +201,13 @@ TEST_P(LinearTest, RowsDoNotDependOnTheCall) {
   });
 }
 
+// Beside odd ones: more than one block of rows, of the inner dimension and of columns, parts of the
+// rows in dweight, whole blocks for a library.
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                          testing::Values(Case{1, 1, 1}, Case{1, 70, 33}, Case{2, 3, 5},
                                          Case{37, 129, 77}, Case{5, 300, 200}, Case{130, 64, 16},
-                                         Case{97, 257, 131}, Case{1, 300, 530}, Case{700, 40, 260},
-                                         Case{1200, 9, 1540}));
+                                         Case{97, 257, 131}, Case{1, 290, 330}, Case{600, 9, 260},
+                                         Case{270, 280, 268}, Case{384, 64, 128}));
 
 class LinearGradientTest : public testing::TestWithParam<Case> {};
 
@@ -155,49 +231,83 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearGradientTest,
                          testing::Values(Case{1, 1, 1}, Case{3, 2, 5}, Case{7, 9, 4},
                                          Case{2, 13, 3}, Case{11, 5, 6}));
 
-// What lies between the rows of a strided matrix stays as it was.
-TEST(Linear, TouchesNothingBetweenRows) {
-  const Case shape{23, 19, 37};
-  Problem<float> wide(shape, 3);
-  const auto untouched = [&](const std::vector<float>& m, std::int64_t cols) {
-    for (std::int64_t r = 0; r < shape.R; ++r)
-      for (std::int64_t c = cols; c < cols + wide.gap; ++c)
-        if (!std::isnan(m[static_cast<std::size_t>(r * (cols + wide.gap) + c)])) return false;
-    return true;
-  };
-  const auto finite = [&](const std::vector<float>& m) {
-    return std::count_if(m.begin(), m.end(), [](float v) { return std::isfinite(v); });
-  };
+// Rows with gaps give the bits of rows without, and what lies in the gaps stays as it was.
+template <class A, class Y>
+void expect_gaps_untouched(Case shape) {
+  Problem<A, Y> wide(shape, 3), tight(shape);
+  for (std::int64_t r = 0; r < shape.R; ++r) {
+    std::copy_n(&tight.x[static_cast<std::size_t>(r * shape.K)], shape.K,
+                &wide.x[static_cast<std::size_t>(r * (shape.K + 3))]);
+    std::copy_n(&tight.dy[static_cast<std::size_t>(r * shape.N)], shape.N,
+                &wide.dy[static_cast<std::size_t>(r * (shape.N + 3))]);
+  }
   linear_forward(wide.forward());
-  EXPECT_TRUE(untouched(wide.y, shape.N));
-  EXPECT_EQ(finite(wide.y), shape.R * shape.N);
-  wide.y = poisoned<float>(static_cast<std::int64_t>(wide.y.size()));
-  linear_rows(wide.forward());
-  EXPECT_TRUE(untouched(wide.y, shape.N));
-  EXPECT_EQ(finite(wide.y), shape.R * shape.N);
+  linear_forward(tight.forward());
   linear_backward(wide.backward());
-  EXPECT_TRUE(untouched(wide.dx, shape.K));
-  EXPECT_EQ(finite(wide.dx), shape.R * shape.K);
+  linear_backward(tight.backward());
+  const auto check = [&](const std::vector<Y>& with, const std::vector<Y>& without,
+                         std::int64_t cols) {
+    const std::vector<float> got = floats(with), want = floats(without);
+    for (std::int64_t r = 0; r < shape.R; ++r)
+      for (std::int64_t c = 0; c < cols + 3; ++c) {
+        const float value = got[static_cast<std::size_t>(r * (cols + 3) + c)];
+        if (c < cols)
+          ASSERT_EQ(value, want[static_cast<std::size_t>(r * cols + c)]) << r << ", " << c;
+        else
+          ASSERT_TRUE(std::isnan(value)) << r << ", " << c;
+      }
+  };
+  check(wide.y, tight.y, shape.N);
+  check(wide.dx, tight.dx, shape.K);
 }
 
-TEST(Linear, EmptyDimensions) {
-  Problem<float> none({0, 3, 2});
+TEST(Linear, TouchesNothingBetweenRows) {
+  for (const Case& shape : {Case{23, 19, 37}, Case{150, 300, 40}}) {
+    expect_gaps_untouched<float, float>(shape);
+    expect_gaps_untouched<bf16, bf16>(shape);
+    expect_gaps_untouched<bf16, float>(shape);
+    Problem<float> wide(shape, 3);
+    linear_rows(wide.forward());
+    for (std::int64_t r = 0; r < shape.R; ++r)
+      for (std::int64_t c = 0; c < shape.N + 3; ++c)
+        ASSERT_EQ(std::isnan(wide.y[static_cast<std::size_t>(r * (shape.N + 3) + c)]),
+                  c >= shape.N);
+  }
+}
+
+template <class A, class Y>
+void expect_empty_dimensions() {
+  Problem<A, Y> none({0, 3, 2});
   const auto dweight = none.dweight, dbias = none.dbias;
   linear_forward(none.forward());
-  linear_rows(none.forward());
   linear_backward(none.backward());
   EXPECT_TRUE(same_bits(none.dweight, dweight));
   EXPECT_TRUE(same_bits(none.dbias, dbias));
 
-  Problem<float> bias_only({3, 0, 2});
-  linear_forward(bias_only.forward());
-  EXPECT_EQ(bias_only.y[5], bias_only.bias[1]);
+  for (const std::int64_t R : {3, 300}) {
+    Problem<A, Y> bias_only({R, 0, 2}), summed({R, 1, 2});
+    linear_forward(bias_only.forward());
+    EXPECT_EQ(floats(bias_only.y)[5], static_cast<float>(static_cast<Y>(bias_only.bias[1])));
+    linear_forward(bias_only.forward(false));
+    EXPECT_EQ(floats(bias_only.y)[5], 0.0f);
+    linear_backward(bias_only.backward());
+    linear_backward(summed.backward());
+    EXPECT_LE(relative_l2(bias_only.dbias, summed.dbias), 1e-6);
 
-  Problem<float> no_outputs({3, 2, 0});
-  linear_forward(no_outputs.forward());
+    Problem<A, Y> no_outputs({R, 2, 0});
+    linear_forward(no_outputs.forward());
+    linear_backward(no_outputs.backward());
+    EXPECT_EQ(floats(no_outputs.dx), std::vector<float>(static_cast<std::size_t>(2 * R), 0.0f));
+  }
+}
+
+TEST(Linear, EmptyDimensions) {
+  expect_empty_dimensions<float, float>();
+  expect_empty_dimensions<bf16, bf16>();
+  expect_empty_dimensions<bf16, float>();
+  Problem<float> none({0, 3, 2}), no_outputs({3, 2, 0});
+  linear_rows(none.forward());
   linear_rows(no_outputs.forward());
-  linear_backward(no_outputs.backward());
-  EXPECT_EQ(no_outputs.dx, std::vector<float>(6, 0.0f));
 }
 
 TEST(Linear, BackwardWithoutOptionalOutputs) {
@@ -229,6 +339,9 @@ TEST(Linear, RejectsWrongShapes) {
   op = p.forward();
   op.x.data = nullptr;
   EXPECT_EQ(error_of([&] { linear_forward(op); }), "linear: x of 3x4 has no memory");
+  Problem<bf16> half({3, 4, 5});
+  EXPECT_EQ(error_of([&] { linear_backward(half.backward(true)); }),
+            "linear_backward: add_to_dx is set for a dx of bf16, want a dx of float");
   auto back = p.backward();
   back.dweight.cols = back.dweight.stride = 4;
   EXPECT_EQ(error_of([&] { linear_backward(back); }), "linear_backward: dweight is 4x4, want 4x5");

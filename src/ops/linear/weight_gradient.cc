@@ -36,18 +36,19 @@ struct Tiles {
 // dweight += the parts, in order.
 void add_parts(const float* pieces, std::int64_t parts, const Tiles& tiles, Matrix<float> dweight) {
   constexpr std::int64_t kTasks = 16;
-  parallel_ranges(tiles.K, ceil_div(tiles.K, kTasks), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t k = begin; k < end; ++k)
-      for (std::int64_t n = 0; n < tiles.N; n += tiles.cols) {
-        const std::int64_t top = k / tiles.rows * tiles.rows, width = tiles.width(n);
-        float* const out = dweight.row(k) + n;
-        for (std::int64_t part = 0; part < parts; ++part) {
-          const float* const piece =
-              pieces + part * tiles.K * tiles.N + tiles.offset(top, n) + (k - top) * width;
-          for (std::int64_t i = 0; i < width; ++i) out[i] += piece[i];
-        }
-      }
-  });
+  parallel_ranges(
+      tiles.K, ceil_div(tiles.K + 1, kTasks), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t k = begin; k < end; ++k)
+          for (std::int64_t n = 0; n < tiles.N; n += tiles.cols) {
+            const std::int64_t top = k / tiles.rows * tiles.rows, width = tiles.width(n);
+            float* const out = dweight.row(k) + n;
+            for (std::int64_t part = 0; part < parts; ++part) {
+              const float* const piece =
+                  pieces + part * tiles.K * tiles.N + tiles.offset(top, n) + (k - top) * width;
+              for (std::int64_t i = 0; i < width; ++i) out[i] += piece[i];
+            }
+          }
+      });
 }
 
 template <class A>
