@@ -46,7 +46,7 @@ inline hn::Vec<Bf16Lanes> narrow(FloatVec v) {
   const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(du, 1));
   const auto near = hn::Add(u, hn::Add(odd, hn::Set(du, 0x7fff)));
   const auto quiet = hn::Or(u, hn::Set(du, 0x00400000));
-  const auto wide = hn::IfThenElse(hn::RebindMask(du, hn::Ne(v, v)), quiet, near);
+  const auto wide = hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), quiet, near);
   return hn::DemoteTo(Bf16Lanes(), hn::BitCast(di, hn::ShiftRight<16>(wide)));
 }
 

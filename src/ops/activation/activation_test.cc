@@ -6,6 +6,7 @@
 
 #include "as_good_as.h"
 #include "ops/activation/activation_ref.h"
+#include "ops/convert/bf16_test_util.h"
 #include "ops/test_util.h"
 
 namespace longstride::ops {
@@ -62,6 +63,46 @@ TEST_P(ActivationTest, SameBitsForAnyThreads) {
   });
 }
 
+// In bf16: the plain formula is the one in float, rounded at its end.
+TEST_P(ActivationTest, Bf16MatchesFloat64) {
+  const auto [n, scale] = GetParam();
+  auto truth = problem<double>();
+  auto plain = problem<float>();
+  truth.x = test::random_bf16<double>(n, 1, scale);
+  plain.x = test::random_bf16<float>(n, 1, scale);
+  truth.dy = test::random_bf16<double>(n, 2);
+  plain.dy = test::random_bf16<float>(n, 2);
+  activation(truth.forward());
+  activation_backward(truth.backward());
+  ref::activation(plain.forward());
+  ref::activation_backward(plain.backward());
+  plain.y = test::to_float(test::to_bf16(plain.y));
+  plain.dx = test::to_float(test::to_bf16(plain.dx));
+  for_each_target([&, size = n] {
+    const auto x = test::to_bf16(plain.x), dy = test::to_bf16(plain.dy);
+    test::GuardedBf16 y(size), dx(size);
+    activation(Activation<bf16>{view(x), y.vector()});
+    activation_backward(ActivationBackward<bf16>{view(x), view(dy), dx.vector()});
+    EXPECT_TRUE(as_good_as<float>(plain.y, y.floats(), truth.y));
+    EXPECT_TRUE(as_good_as<float>(plain.dx, dx.floats(), truth.dx));
+    EXPECT_TRUE(y.untouched_behind() && dx.untouched_behind());
+  });
+}
+
+TEST_P(ActivationTest, Bf16SameBitsForAnyThreads) {
+  test::expect_same_for_any_threads([] {
+    const auto [n, scale] = GetParam();
+    const auto x = test::to_bf16(random_normal<float>(n, 1, scale));
+    const auto dy = test::to_bf16(random_normal<float>(n, 2));
+    test::GuardedBf16 y(n), dx(n);
+    activation(Activation<bf16>{view(x), y.vector()});
+    activation_backward(ActivationBackward<bf16>{view(x), view(dy), dx.vector()});
+    auto all = y.floats();
+    for (const float value : dx.floats()) all.push_back(value);
+    return all;
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(SizesAndScales, ActivationTest,
                          testing::Combine(testing::Values(1, 3, 17, 100, 40001),
                                           testing::Values(0.01, 1.0, 30.0)));
@@ -111,6 +152,26 @@ TEST(Activation, ExtremeInputs) {
     p.x[0] = kInf;
     activation(p.forward());
     EXPECT_EQ(p.y[0], kInf);
+  });
+}
+
+TEST(Activation, Bf16ElementDoesNotDependOnItsPlaceAndInPlace) {
+  for_each_target([] {
+    auto x = test::to_bf16(random_normal<float>(1131, 1)), dy = x;
+    test::GuardedBf16 y(1131), dx(1131), y1(1131), dx1(1131);
+    activation(Activation<bf16>{view(x), y.vector()});
+    activation_backward(ActivationBackward<bf16>{view(x), view(dy), dx.vector()});
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      activation(Activation<bf16>{{x.data() + i, 1}, {y1.data() + i, 1}});
+      activation_backward(
+          ActivationBackward<bf16>{{x.data() + i, 1}, {dy.data() + i, 1}, {dx1.data() + i, 1}});
+    }
+    EXPECT_TRUE(same_bits(y1.floats(), y.floats()));
+    EXPECT_TRUE(same_bits(dx1.floats(), dx.floats()));
+    activation_backward(ActivationBackward<bf16>{view(x), view(dy), view(dy)});
+    activation(Activation<bf16>{view(x), view(x)});
+    EXPECT_TRUE(same_bits(test::to_float(x), y.floats()));
+    EXPECT_TRUE(same_bits(test::to_float(dy), dx.floats()));
   });
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "as_good_as.h"
+#include "ops/convert/bf16_test_util.h"
 #include "ops/cross_entropy/cross_entropy_ref.h"
 #include "ops/test_util.h"
 
@@ -94,6 +95,43 @@ TEST_P(CrossEntropyTest, LossAloneAndInPlaceAreTheSame) {
   cross_entropy(op);
   EXPECT_TRUE(same_bits(in_place.nats, both.nats));
   EXPECT_TRUE(same_bits(in_place.logits, both.dlogits));
+}
+
+// dlogits in bf16: the rounding of the float result; the losses are the same.
+TEST_P(CrossEntropyTest, Bf16IsTheRoundedFloat) {
+  for_each_target([] {
+    const auto [R, V, scale] = GetParam();
+    Problem<float> p(GetParam()), rounded(GetParam());
+    cross_entropy(p.op());
+    test::GuardedBf16 dlogits(R * V);
+    const auto op = rounded.op();
+    cross_entropy(CrossEntropy<float, bf16>{.logits = op.logits,
+                                            .targets = op.targets,
+                                            .nats = op.nats,
+                                            .dlogits = matrix(dlogits.data(), R, V),
+                                            .scale = op.scale});
+    EXPECT_TRUE(same_bits(dlogits.floats(), test::to_float(test::to_bf16(p.dlogits))));
+    EXPECT_TRUE(same_bits(rounded.nats, p.nats));
+    EXPECT_TRUE(dlogits.untouched_behind());
+
+    std::fill(rounded.nats.begin(), rounded.nats.end(), std::nanf(""));
+    cross_entropy(CrossEntropy<float, bf16>{
+        .logits = op.logits, .targets = op.targets, .nats = op.nats, .dlogits = {}});
+    EXPECT_TRUE(same_bits(rounded.nats, p.nats));
+  });
+}
+
+TEST_P(CrossEntropyTest, Bf16SameBitsForAnyThreads) {
+  test::expect_same_for_any_threads([] {
+    Problem<float> p(GetParam());
+    const auto op = p.op();
+    test::GuardedBf16 dlogits(p.c.R * p.c.V);
+    cross_entropy(CrossEntropy<float, bf16>{.logits = op.logits,
+                                            .targets = op.targets,
+                                            .nats = op.nats,
+                                            .dlogits = matrix(dlogits.data(), p.c.R, p.c.V)});
+    return dlogits.floats();
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, CrossEntropyTest,

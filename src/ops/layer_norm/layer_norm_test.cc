@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "as_good_as.h"
+#include "ops/convert/bf16_test_util.h"
 #include "ops/layer_norm/layer_norm_ref.h"
 #include "ops/test_util.h"
 
@@ -121,6 +122,42 @@ TEST_P(LayerNormTest, RowsDoNotDependOnTheCall) {
     }
     EXPECT_TRUE(same_bits(alone.y, whole.y));
     EXPECT_TRUE(same_bits(alone.dx, whole.dx));
+  });
+}
+
+// y in bf16: the rounding of the float result, the statistics untouched by it.
+TEST_P(LayerNormTest, Bf16IsTheRoundedFloat) {
+  for_each_target([] {
+    const auto [R, C, offset] = GetParam();
+    Problem<float> p(GetParam()), rounded(GetParam());
+    layer_norm(p.forward());
+    test::GuardedBf16 y(R * C);
+    const auto op = rounded.forward();
+    layer_norm(LayerNorm<float, bf16>{.x = op.x,
+                                      .gain = op.gain,
+                                      .bias = op.bias,
+                                      .y = matrix(y.data(), R, C),
+                                      .mean = op.mean,
+                                      .rstd = op.rstd});
+    EXPECT_TRUE(same_bits(y.floats(), test::to_float(test::to_bf16(p.y))));
+    EXPECT_TRUE(same_bits(rounded.mean, p.mean));
+    EXPECT_TRUE(same_bits(rounded.rstd, p.rstd));
+    EXPECT_TRUE(y.untouched_behind());
+  });
+}
+
+TEST_P(LayerNormTest, Bf16SameBitsForAnyThreads) {
+  test::expect_same_for_any_threads([] {
+    Problem<float> p(GetParam());
+    const auto op = p.forward();
+    test::GuardedBf16 y(p.c.R * p.c.C);
+    layer_norm(LayerNorm<float, bf16>{.x = op.x,
+                                      .gain = op.gain,
+                                      .bias = op.bias,
+                                      .y = matrix(y.data(), p.c.R, p.c.C),
+                                      .mean = {},
+                                      .rstd = {}});
+    return y.floats();
   });
 }
 

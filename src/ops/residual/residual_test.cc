@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "as_good_as.h"
+#include "ops/convert/bf16_test_util.h"
 #include "ops/residual/residual_ref.h"
 #include "ops/test_util.h"
 
@@ -88,6 +89,44 @@ TEST_P(ResidualTest, MicroBatchesDrawTheSame) {
       r += rows;
     }
     EXPECT_TRUE(same_bits(parts.y, whole.y));
+  });
+}
+
+// Branches in bf16: x is widened exactly, dx is rounded.
+TEST_P(ResidualTest, Bf16MatchesFloat) {
+  for_each_target([] {
+    const std::int64_t R = GetParam().R, C = GetParam().C;
+    Problem<float> p(GetParam()), narrow(GetParam());
+    p.x = test::random_bf16<float>(R * C, 2);
+    residual(p.forward());
+    residual_backward(p.backward());
+    const auto x = test::to_bf16(p.x);
+    const auto op = narrow.forward();
+    residual(Residual<float, bf16>{
+        .h = op.h, .x = matrix(x.data(), R, C), .y = op.y, .dropout = op.dropout});
+    EXPECT_TRUE(same_bits(narrow.y, p.y));
+    test::GuardedBf16 dx(R * C);
+    const auto back = narrow.backward();
+    residual_backward(ResidualBackward<float, bf16>{
+        .dy = back.dy, .dx = matrix(dx.data(), R, C), .dropout = back.dropout});
+    EXPECT_TRUE(same_bits(dx.floats(), test::to_float(test::to_bf16(p.dx))));
+    EXPECT_TRUE(dx.untouched_behind());
+  });
+}
+
+TEST_P(ResidualTest, Bf16SameBitsForAnyThreads) {
+  test::expect_same_for_any_threads([] {
+    const std::int64_t R = GetParam().R, C = GetParam().C;
+    Problem<float> p(GetParam());
+    const auto x = test::to_bf16(p.x);
+    const auto op = p.forward();
+    residual(Residual<float, bf16>{
+        .h = op.h, .x = matrix(x.data(), R, C), .y = op.y, .dropout = op.dropout});
+    test::GuardedBf16 dx(R * C);
+    residual_backward(ResidualBackward<float, bf16>{
+        .dy = p.backward().dy, .dx = matrix(dx.data(), R, C), .dropout = op.dropout});
+    for (const float value : dx.floats()) p.y.push_back(value);
+    return p.y;
   });
 }
 
