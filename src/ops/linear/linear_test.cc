@@ -149,16 +149,18 @@ TEST_P(LinearTest, ForwardMatchesFloat64) {
 }
 
 TEST_P(LinearTest, RowsMatchFloat64) {
-  for_each_target([] {
-    for (const bool biased : {false, true}) {
-      Problem<double> truth(GetParam());
-      Problem<float> plain(GetParam()), got(GetParam());
-      linear_rows(truth.forward(biased));
-      ref::linear_forward(plain.forward(biased));
+  Problem<double> truth(GetParam());
+  Problem<float> plain(GetParam());
+  const Problem<float> fresh(GetParam());
+  for (const bool biased : {false, true}) {
+    linear_rows(truth.forward(biased));
+    ref::linear_forward(plain.forward(biased));
+    for_each_target([&] {
+      Problem<float> got = fresh;
       linear_rows(got.forward(biased));
       EXPECT_TRUE(as_good_as<float>(plain.y, got.y, truth.y));
-    }
-  });
+    });
+  }
 }
 
 TEST_P(LinearTest, BackwardMatchesFloat64) {
@@ -182,9 +184,10 @@ TEST_P(LinearTest, SameBitsForAnyThreads) {
 
 // Rows alone, the first few rows, and a column range of W alone give the bits of the whole.
 TEST_P(LinearTest, RowsDoNotDependOnTheCall) {
-  for_each_target([] {
+  const Problem<float> fresh(GetParam());
+  for_each_target([&] {
     const auto [R, K, N] = GetParam();
-    Problem<float> whole(GetParam()), parts(GetParam());
+    Problem<float> whole = fresh, parts = fresh;
     linear_rows(whole.forward());
     const Linear<float> op = parts.forward();
     for (std::int64_t r = 0; r < R;) {

@@ -14,10 +14,20 @@ struct Shape {
   std::int64_t rows, in, out;
 };
 
+// Values that differ: a processor multiplies zeros at a lower power, hence at a higher clock.
+template <class A>
+Buffer<A> filled(std::int64_t size) {
+  Buffer<A> values(size);
+  for (std::int64_t i = 0; i < size; ++i)
+    values[i] = static_cast<A>(static_cast<float>(i % 251) - 125);
+  return values;
+}
+
 template <class A>
 double flops_a_second(const Shape& shape) {
-  constexpr int kRuns = 3;  // the first one warms up
-  const Buffer<A> x(shape.rows * shape.in), w(shape.in * shape.out), y(shape.rows * shape.out);
+  constexpr int kRuns = 4;  // the first one warms up
+  const Buffer<A> x = filled<A>(shape.rows * shape.in), w = filled<A>(shape.in * shape.out);
+  const Buffer<A> y(shape.rows * shape.out);
   const Linear<A> op{.x = x.matrix(shape.rows, shape.in),
                      .weight = w.matrix(shape.in, shape.out),
                      .bias = {},
@@ -33,10 +43,18 @@ double flops_a_second(const Shape& shape) {
   return best;
 }
 
+template <class A>
+double peak() {
+  double best = 0;
+  for (const Shape& shape :
+       {Shape{2048, 2048, 2048}, Shape{8192, 1024, 1024}, Shape{8192, 256, 1024}})
+    best = std::max(best, flops_a_second<A>(shape));
+  return best;
+}
+
 }  // namespace
 
-double measure_peak_flops() { return flops_a_second<float>({8192, 256, 1024}); }
-
-double measure_peak_bf16_flops() { return flops_a_second<bf16>({8192, 256, 1024}); }
+double measure_peak_flops() { return peak<float>(); }
+double measure_peak_bf16_flops() { return peak<bf16>(); }
 
 }  // namespace longstride::ops
