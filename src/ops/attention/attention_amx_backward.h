@@ -136,19 +136,21 @@ class BackwardTiles {
     return begin < end;
   }
 
+  // The tile unit takes the scores of the next 16 keys while the vector units are at those before.
   void run_block(std::int64_t b, std::int64_t key) {
-    const std::int64_t count = end_ - begin_;
-    multiply<false>(u_, {s_.score + 2 * begin_, 2, 1}, {s_.k + begin_ * s_.q_pairs, s_.q_pairs, 1},
-                    {s_.q_by_column + 2 * b * s_.q_pairs, 1, s_.q_pairs}, count, 2, s_.q_pairs);
-    multiply<false>(u_, {s_.dweight + 2 * begin_, 2, 1},
-                    {s_.v + begin_ * s_.v_pairs, s_.v_pairs, 1},
-                    {s_.dout_by_column + 2 * b * s_.v_pairs, 1, s_.v_pairs}, count, 2, s_.v_pairs);
-    take_gradients(b, key);
-    multiply<true>(u_, {s_.dv + begin_ * s_.v_floats, s_.v_floats, 1}, {s_.weight + begin_, 1, 0},
-                   {s_.dout_by_row + b * s_.v_floats, 0, 1}, count, float_columns(rows_.v.width),
-                   1);
-    multiply<true>(u_, {s_.dk + begin_ * s_.q_floats, s_.q_floats, 1}, {s_.dscore + begin_, 1, 0},
-                   {s_.q_by_row + b * s_.q_floats, 0, 1}, count, float_columns(rows_.q.width), 1);
+    if (lane_.masked) ask_plan(s_.block[b], key);
+    // Of a half of the keys that is only half reached, the other rows.
+    if (begin_ % 2 == 1) clear_half_pairs(begin_ - 1);
+    if (end_ % 2 == 1) clear_half_pairs(end_);
+    take_scores(b, begin_);
+    for (int m = begin_; m < end_; ++m) {
+      if (m + 1 < end_) take_scores(b, m + 1);
+      take_gradients(b, key, m);
+      multiply<true>(u_, {s_.dv + m * s_.v_floats, 0, 1}, {s_.weight + m, 0, 0},
+                     {s_.dout_by_row + b * s_.v_floats, 0, 1}, 1, float_columns(rows_.v.width), 1);
+      multiply<true>(u_, {s_.dk + m * s_.q_floats, 0, 1}, {s_.dscore + m, 0, 0},
+                     {s_.q_by_row + b * s_.q_floats, 0, 1}, 1, float_columns(rows_.q.width), 1);
+    }
     const int half = begin_ / 2;
     multiply<true>(u_, {s_.dq + b * 2 * s_.q_floats, 2, 1}, {s_.k_transposed + half, 2, 1},
                    {s_.dscore_by_row + 2 * half, 2, 1}, float_columns(rows_.q.width), 2,
@@ -157,26 +159,47 @@ class BackwardTiles {
     if (wild_ != 0) add_wild_keys(b);
   }
 
-  void take_gradients(std::int64_t b, std::int64_t key) {
-    const QueryTile& block = s_.block[b];
-    if (lane_.masked) ask_plan(block, key);
-    // A half of the keys that is only half reached: the other rows.
-    if (begin_ % 2 == 1) clear_half_pairs(begin_ - 1);
-    if (end_ % 2 == 1) clear_half_pairs(end_);
-    for (int m = begin_; m < end_; ++m) {
-      const std::int64_t first = key + m * kSide;
-      if (!lane_.masked && block.all_begin <= first && block.all_end >= first + kSide) {
-        for (int j = m * kSide; j < (m + 1) * kSide; ++j) kept_[j] = ~std::uint32_t{0};
-        take_tile<false>(b, m);
-        continue;
-      }
-      const std::int32_t *from = lane_.from + block.first, *to = lane_.to + block.first;
-      for (int j = m * kSide; !lane_.masked && j < (m + 1) * kSide; ++j) {
-        const auto at = static_cast<std::int32_t>(key + j);
-        kept_[j] = Unit::inside(from, to, at) | Unit::inside(from + kSide, to + kSide, at) << kSide;
-      }
-      take_tile<true>(b, m);
+  // S and dP of 16 keys and the block: four sums at a time, as in multiply().
+  void take_scores(std::int64_t b, int m) {
+    u_.template zero<0>();
+    u_.template zero<1>();
+    u_.template zero<2>();
+    u_.template zero<3>();
+    const TileData* q = s_.q_by_column + 2 * b * s_.q_pairs;
+    for (std::int64_t k = 0; k < s_.q_pairs; ++k, ++q) {
+      u_.template load_tile<4>(s_.k[m * s_.q_pairs + k]);
+      u_.template load_tile<6>(q[0]);
+      u_.template product<0, 4, 6>();
+      u_.template load_tile<7>(q[s_.q_pairs]);
+      u_.template product<1, 4, 7>();
     }
+    const TileData* dout = s_.dout_by_column + 2 * b * s_.v_pairs;
+    for (std::int64_t k = 0; k < s_.v_pairs; ++k, ++dout) {
+      u_.template load_tile<5>(s_.v[m * s_.v_pairs + k]);
+      u_.template load_tile<6>(dout[0]);
+      u_.template product<2, 5, 6>();
+      u_.template load_tile<7>(dout[s_.v_pairs]);
+      u_.template product<3, 5, 7>();
+    }
+    u_.template store_tile<0>(s_.score[2 * m]);
+    u_.template store_tile<1>(s_.score[2 * m + 1]);
+    u_.template store_tile<2>(s_.dweight[2 * m]);
+    u_.template store_tile<3>(s_.dweight[2 * m + 1]);
+  }
+
+  void take_gradients(std::int64_t b, std::int64_t key, int m) {
+    const QueryTile& block = s_.block[b];
+    const std::int64_t first = key + m * kSide;
+    if (!lane_.masked && block.all_begin <= first && block.all_end >= first + kSide) {
+      for (int j = m * kSide; j < (m + 1) * kSide; ++j) kept_[j] = ~std::uint32_t{0};
+      return take_tile<false>(b, m);
+    }
+    const std::int32_t *from = lane_.from + block.first, *to = lane_.to + block.first;
+    for (int j = m * kSide; !lane_.masked && j < (m + 1) * kSide; ++j) {
+      const auto at = static_cast<std::int32_t>(key + j);
+      kept_[j] = Unit::inside(from, to, at) | Unit::inside(from + kSide, to + kSide, at) << kSide;
+    }
+    take_tile<true>(b, m);
   }
 
   void ask_plan(const QueryTile& block, std::int64_t key) {
