@@ -99,18 +99,64 @@ void clear_rows(const Heads<float>& x, const TileTask& task, const LaneBlock& la
     std::fill_n(x.at(task.batch, lane.query[n], task.head), x.width, 0.0f);
 }
 
+// Gradients of few keys that are summed apart: [B, H, slots][kFewKeys][d_qk + d_v] floats.
+class KeySums {
+ public:
+  KeySums(const AttentionBackward<bf16>& op, std::int64_t slots)
+      : slots_(slots), qk_width_(op.q.width), v_width_(op.v.width), heads_(op.q.heads) {
+    static thread_local Buffer<float> sums;
+    const std::int64_t size = op.q.batch * heads_ * slots * kFewKeys * (qk_width_ + v_width_);
+    if (sums.size() < size) sums = Buffer<float>(size);
+    data_ = sums.data();
+  }
+  Rows<float> dk(const TileTask& task, std::int64_t slot) const {
+    const std::int64_t n = (task.batch * heads_ + task.head) * slots_ + slot;
+    return {data_ + n * kFewKeys * (qk_width_ + v_width_), qk_width_ + v_width_, qk_width_};
+  }
+  Rows<float> dv(const TileTask& task, std::int64_t slot) const {
+    return {dk(task, slot).data + qk_width_, qk_width_ + v_width_, v_width_};
+  }
+
+ private:
+  std::int64_t slots_, qk_width_, v_width_, heads_;
+  float* data_;
+};
+
+void clear(const Rows<float>& x, std::int64_t count) {
+  for (Position i = 0; i < count; ++i) std::fill_n(x.at(i), x.width, 0.0f);
+}
+
+void add(const Rows<float>& x, std::int64_t count, const Rows<float>& to) {
+  for (Position i = 0; i < count; ++i)
+    for (std::int64_t c = 0; c < x.width; ++c) to.at(i)[c] += x.at(i)[c];
+}
+
+void add_key_sums(const AttentionBackward<bf16>& op, const TileTask& task, const KeySums& sums) {
+  const std::int64_t keys = std::min(task.part->keys(0), op.q.length);
+  for (std::int64_t slot = 0; slot < task.slots; ++slot) {
+    add(sums.dk(task, slot), keys, rows(op.dk, task));
+    add(sums.dv(task, slot), keys, rows(op.dv, task));
+  }
+}
+
 void run_backward(const AttentionBackward<bf16>& op, const TileTask& task, std::int64_t queries,
-                  const TileKernels& kernels) {
+                  const KeySums& sums, const TileKernels& kernels) {
+  if (task.slots > 0) return add_key_sums(op, task, sums);
   Arena measure(nullptr);
   BackwardSpace(measure, queries, op.q.width, op.v.width);
   Arena arena(memory_of(measure));
   const BackwardSpace space(arena, queries, op.q.width, op.v.width);
   std::fill_n(space.zero, std::max(op.q.width, op.v.width), bf16());
   const std::int64_t row = (task.batch * op.q.heads + task.head) * op.q.length;
-  const BackwardRows in = {
-      rows(op.q, task),    rows(op.k, task),  rows(op.v, task),  rows(op.out, task),
-      rows(op.dout, task), rows(op.dq, task), rows(op.dk, task), rows(op.dv, task),
-      op.lse.data + row,   op.scale};
+  BackwardRows in = {rows(op.q, task),    rows(op.k, task),  rows(op.v, task),  rows(op.out, task),
+                     rows(op.dout, task), rows(op.dq, task), rows(op.dk, task), rows(op.dv, task),
+                     op.lse.data + row,   op.scale};
+  if (task.slot >= 0) {
+    in.dk = sums.dk(task, task.slot);
+    in.dv = sums.dv(task, task.slot);
+    clear(in.dk, kFewKeys);
+    clear(in.dv, kFewKeys);
+  }
   // All lanes first: a lane may read the keys of another.
   for (std::int64_t lane = task.lane_begin; task.fresh && lane < task.lane_end; ++lane) {
     const LaneBlock block = lane_lists().list(task, lane, 1);
@@ -140,9 +186,11 @@ void attention_on_tiles(const Attention<bf16>& op, TileUnit unit) {
 
 void attention_backward_on_tiles(const AttentionBackward<bf16>& op, TileUnit unit) {
   const TileTasks tasks(*op.plan, op.q.batch, op.q.length, true);
+  const KeySums sums(op, tasks.slots());
   for (const auto& level : tasks.levels())
     parallel_for(static_cast<std::int64_t>(level.size()), [&](std::int64_t t) {
-      run_backward(op, level[static_cast<std::size_t>(t)], tasks.most_queries(), kernels_of(unit));
+      run_backward(op, level[static_cast<std::size_t>(t)], tasks.most_queries(), sums,
+                   kernels_of(unit));
     });
 }
 

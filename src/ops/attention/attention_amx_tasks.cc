@@ -59,6 +59,11 @@ bool meets(const TileTask& task) {
   return false;
 }
 
+// All lanes see the same few keys: those of the first positions.
+bool has_few_keys(const PartPlan& part) {
+  return std::holds_alternative<Global>(part.part()) && part.keys(0) <= kFewKeys;
+}
+
 // Queries a piece: enough for a task to be worth starting, few enough for 64 of them in four heads
 // of 4,096 positions or more.
 std::int64_t target_queries(std::int64_t length, bool backward) {
@@ -67,7 +72,7 @@ std::int64_t target_queries(std::int64_t length, bool backward) {
                   : 2 * kLeast;
 }
 
-// Appends position `first` + stride n, [begin, end) of the lane's keys; positions ascend.
+// The positions of the keys [begin, end) of a lane; they ascend.
 void list_keys(const PartPlan& part, std::int64_t lane, std::int64_t begin, std::int64_t end,
                Position* to) {
   if (begin == end) return;
@@ -123,39 +128,53 @@ TileTasks::TileTasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t
     const auto& parts = plan.kinds[kind].parts;
     std::size_t level = 0;
     for (std::size_t p = 0; p < parts.size(); ++p) {
+      TileTask task;
+      task.part = &parts[p];
+      task.reach = &tables_[kind][p];
+      task.first = p == 0;
+      task.last = p + 1 == parts.size();
       const auto groups = pieces(parts[p], length, target);
-      const std::size_t rounds = backward ? groups[0].size() : 1;
+      const bool apart = backward && groups[0].size() > 1 && has_few_keys(parts[p]);
+      const std::size_t rounds = backward && !apart ? groups[0].size() : 1;
       for (std::size_t round = 0; round < rounds; ++round) {
         std::vector<TileTask> tasks;
-        TileTask task;
-        task.part = &parts[p];
-        task.reach = &tables_[kind][p];
-        task.first = p == 0;
-        task.last = p + 1 == parts.size();
         task.fresh = backward && p == 0 && round == 0;
         for (const auto& group : groups)
           for (std::size_t s = group.size(); s-- > round;) {
             task.lane_begin = group[s].lane_begin;
             task.lane_end = group[s].lane_end;
             task.queries = group[s].positions;
-            task.keys = backward ? group[s - round].positions : Interval{0, length};
+            task.keys = backward && !apart ? group[s - round].positions : Interval{0, length};
+            task.slot = apart ? static_cast<std::int64_t>(s) : -1;
             most_queries_ = std::max(most_queries_, group[s].most_queries);
-            if (!backward || task.fresh || meets(task)) tasks.push_back(task);
+            if (!backward || task.fresh || apart || meets(task)) tasks.push_back(task);
           }
-        if (tasks.empty()) continue;
-        if (levels_.size() <= level) levels_.resize(level + 1);
-        for (const TileTask& t : tasks)
-          for (std::int64_t b = 0; b < batch; ++b)
-            for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h) {
-              if (plan.kind_of_head[h] != static_cast<std::int64_t>(kind)) continue;
-              levels_[level].push_back(t);
-              levels_[level].back().batch = b;
-              levels_[level].back().head = static_cast<std::int64_t>(h);
-            }
-        ++level;
+        add_level(level, tasks, plan, kind, batch);
       }
+      if (!apart) continue;
+      TileTask sum;
+      sum.part = &parts[p];
+      sum.slots = static_cast<std::int64_t>(groups[0].size());
+      slots_ = std::max(slots_, sum.slots);
+      add_level(level, {sum}, plan, kind, batch);
     }
   }
+}
+
+// The tasks, for all heads of the kind.
+void TileTasks::add_level(std::size_t& level, const std::vector<TileTask>& tasks,
+                          const AttentionPlan& plan, std::size_t kind, std::int64_t batch) {
+  if (tasks.empty()) return;
+  if (levels_.size() <= level) levels_.resize(level + 1);
+  for (const TileTask& t : tasks)
+    for (std::int64_t b = 0; b < batch; ++b)
+      for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h) {
+        if (plan.kind_of_head[h] != static_cast<std::int64_t>(kind)) continue;
+        levels_[level].push_back(t);
+        levels_[level].back().batch = b;
+        levels_[level].back().head = static_cast<std::int64_t>(h);
+      }
+  ++level;
 }
 
 LaneBlock LaneLists::list(const TileTask& task, std::int64_t lane, std::int64_t align) {

@@ -6,6 +6,8 @@
 // lanes' piece d segments before it. Tasks of one round d share neither queries nor keys, so each
 // adds to dQ, dK and dV in place; rounds follow each other. A lane that keeps to a window needs two
 // rounds, a dense one as many as it has segments, and no task needs memory of its own for keys.
+// Except where all queries see the same few keys (global): there each segment sums the gradients of
+// the keys apart, all segments at once, and the sums are added in order.
 #pragma once
 
 #include <vector>
@@ -35,7 +37,13 @@ struct TileTask {
   std::int64_t batch = 0, head = 0;
   std::int64_t lane_begin = 0, lane_end = 0;
   Interval queries, keys;  // positions
+  // Of keys whose gradients are summed apart: where this task puts its sum; or, without queries,
+  // the number of sums to be added to the gradients of the keys.
+  std::int64_t slot = -1, slots = 0;
 };
+
+// Keys that may be summed apart: positions [0, kFewKeys).
+inline constexpr std::int64_t kFewKeys = 64;
 
 // Steps of the lane at positions < x.
 std::int64_t steps_before(const PartPlan& part, std::int64_t lane, Position x);
@@ -47,11 +55,16 @@ class TileTasks {
   const std::vector<std::vector<TileTask>>& levels() const { return levels_; }
   // Queries of the longest lane of a task.
   std::int64_t most_queries() const { return most_queries_; }
+  // Most sums of keys apart that a head has.
+  std::int64_t slots() const { return slots_; }
 
  private:
   std::vector<std::vector<ReachTable>> tables_;  // [kind][part]
   std::vector<std::vector<TileTask>> levels_;
-  std::int64_t most_queries_ = 0;
+  void add_level(std::size_t& level, const std::vector<TileTask>& tasks, const AttentionPlan& plan,
+                 std::size_t kind, std::int64_t batch);
+
+  std::int64_t most_queries_ = 0, slots_ = 0;
 };
 
 // A lane of a task, as the kernels want it. Reuses its memory; the block points into it.

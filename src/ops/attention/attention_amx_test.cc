@@ -233,8 +233,8 @@ TEST_F(AttentionTilesTest, MatchTheFormulaForRandomUnions) {
 TEST_F(AttentionTilesTest, MatchTheFormulaOverManySegments) {
   for (const std::string spec :
        {"dense", "local(300)", "column(2)", "row(500)", "row(24)", "summary(10, 7, 0)",
-        "previous_row(250)", "previous_row(24)", "global(70)", "random(9, 1)",
-        "local(30) + random(3, 1)", "fixed(30, 4)"})
+        "previous_row(250)", "previous_row(24)", "global(70)", "global(20)",
+        "local(90) + global(64)", "random(9, 1)", "local(30) + random(3, 1)", "fixed(30, 4)"})
     expect_formula(test::plan_of(spec, 1, 700), {1, 700, 1, 16, 16}, 3, 3);
 }
 
