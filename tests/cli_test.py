@@ -184,11 +184,6 @@ class Json(unittest.TestCase):
         self.assertEqual(made["bytes"], 20000)
         self.assertEqual(made["train"] + made["valid"] + made["test"], 20000)
         self.assertTrue(self.document("prepare", "data.bin", "-o", "made.bin")["unchanged"])
-        attention = self.document("bench", "attention", "--min-length", 64, "--max-length", 128)
-        self.assertEqual(len(attention["rows"]), 4)
-        self.assertEqual(len(attention["fits"]), 2)
-        speed = self.document("bench", "train", "--preset", "tiny-text", "--steps", 2)
-        self.assertGreater(speed["symbols_per_second"], 0)
 
 
 class Streams(unittest.TestCase):

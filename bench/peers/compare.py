@@ -7,6 +7,9 @@ file of the same machine and threads keeps its other parts, so a part can be run
 two threads of a server all parts take some nine minutes; --only and --length make it shorter.
 The interpreter given by --python needs PyTorch 2.11 or newer.
 
+Ratios count on a quiet machine only: the processor time that other programs take meanwhile is
+recorded, and where it passes --busy-limit the ratios of that part are marked and not documented.
+
   bench/peers/compare.py --threads 16 --python venv/bin/python --out bench/results/xeon-16.json
 """
 
@@ -14,6 +17,7 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -38,6 +42,8 @@ def arguments():
                         help="of PyTorch; none: not run (both where the processor has bf16, "
                         "elsewhere f32: PyTorch's bf16 products take minutes there)")
     parser.add_argument("--steps", type=int, default=3, help="of training, timed")
+    parser.add_argument("--busy-limit", type=float, default=0.1,
+                        help="share of the processor time that others may take (0.1)")
     parser.add_argument("--budget", type=float, default=3, help="seconds a measurement in PyTorch")
     return parser.parse_args()
 
@@ -48,6 +54,35 @@ def has_bf16():
     except OSError:
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(words))
+
+
+def busy_seconds():
+    """Processor time that all programs took so far on the processors we may use; None: unknown."""
+    mine = {f"cpu{n}" for n in os.sched_getaffinity(0)}
+    try:
+        lines = [line.split() for line in pathlib.Path("/proc/stat").read_text().splitlines()]
+    except OSError:
+        return None
+    # user nice system idle iowait irq softirq steal; guests are in user
+    ticks = sum(int(n) for words in lines if words and words[0] in mine
+                for n in (*words[1:4], *words[6:9]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds():
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def watched(part):
+    """The result of a part, and the share of the processor time that others took meanwhile."""
+    begin, busy, own = time.monotonic(), busy_seconds(), own_seconds()
+    result = part()
+    if busy is None:
+        return result, 0.0
+    capacity = (time.monotonic() - begin) * len(os.sched_getaffinity(0))
+    others = busy_seconds() - busy - (own_seconds() - own)
+    return result, round(max(others, 0.0) / capacity, 3)
 
 
 def run(*command):
@@ -155,12 +190,13 @@ def growth_ratios(growth):
            "target": 0.55, "met": exponent <= 0.55, "at_most": True}
 
 
-def ratios_of(parts):
+def ratios_of(parts, others, limit):
     result = []
     for name, function in (("attention", attention_ratios), ("train", train_ratios),
                            ("growth", growth_ratios)):
         if name in parts:
-            result += function(parts[name])
+            busy = others[name] > limit
+            result += [{**r, "busy": busy} for r in function(parts[name])]
     return result
 
 
@@ -174,32 +210,38 @@ def machine_of(parts):
     return None
 
 
-def kept_parts(file, machine):
-    """Parts of an earlier result, where it comes from the same processor and threads."""
+def earlier(file, machine):
+    """Parts of an earlier result and what others took, where it is of the same machine."""
     if not file.exists():
-        return {}
+        return {}, {}
     old = json.loads(file.read_text())
     same = all(old["machine"][key] == machine[key] for key in ("processor", "threads"))
     if not same:
         sys.exit(f"compare: {file} is of another machine or number of threads, want another --out")
-    return old["parts"]
+    return old["parts"], old["others"]
+
+
+def show(ratios):
+    for r in ratios:
+        sign = "<=" if r.get("at_most") else ">="
+        verdict = "does not count: busy machine" if r["busy"] else "met" if r["met"] else "missed"
+        print(f"{r['what']:<68} {r['value']:7.2f}  {sign} {r['target']:<5} {verdict}")
 
 
 def main():
     a = arguments()
     out = a.out or ROOT / "bench/results" / f"{a.threads}-threads-{time.strftime('%Y-%m-%d')}.json"
     runner = Runner(a)
-    fresh = {name: getattr(runner, name)() for name in PARTS if name in (a.only or PARTS)}
-    machine = machine_of(fresh)
-    parts = {**kept_parts(out, machine), **fresh}
-    ratios = ratios_of(parts)
+    fresh = {name: watched(getattr(runner, name)) for name in PARTS if name in (a.only or PARTS)}
+    machine = machine_of({name: part for name, (part, _) in fresh.items()})
+    parts, others = earlier(out, machine)
+    for name, (part, share) in fresh.items():
+        parts[name], others[name] = part, share
+    ratios = ratios_of(parts, others, a.busy_limit)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine, "ratios": ratios, "parts": parts}, indent=1)
-                   + "\n")
-    for r in ratios:
-        sign = "<=" if r.get("at_most") else ">="
-        print(f"{r['what']:<68} {r['value']:7.2f}  {sign} {r['target']:<5} "
-              f"{'met' if r['met'] else 'missed'}")
+    out.write_text(json.dumps({"machine": machine, "others": others, "ratios": ratios,
+                               "parts": parts}, indent=1) + "\n")
+    show(ratios)
     print(f"written to {out}", file=sys.stderr)
 
 

@@ -68,8 +68,11 @@ TEST(TilePairs, CountsWholeTilesOfSixteenQueries) {
 }
 
 TEST(TilePairs, OfAUnionAreThoseOfItsParts) {
-  // The second part keeps only what the first does not have; here it asks pair by pair.
+  // What the first part has of local(16) are the last keys of every query: only keys 1 to 15 are
+  // left.
   EXPECT_EQ(tiles_of("row(16) + local(16)", 32), 16 * (16 + 16) + 16 * 15);
+  // Here the second part asks pair by pair, of all keys but the last query's own: a column's.
+  EXPECT_EQ(tiles_of("column(4) + local(8)", 16), 16 * (4 * 4) + 16 * 15);
   EXPECT_EQ(tiles_of("fixed(16, 4)", 32), tiles_of("row(16)", 32) + tiles_of("summary(16, 4)", 32));
 }
 

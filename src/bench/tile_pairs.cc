@@ -11,9 +11,9 @@ std::int64_t masked_keys(const PartPlan& part, std::int64_t lane, const ops::Til
   std::int64_t keys = 0;
   for (std::int64_t t = tile.any.begin; t < tile.any.end;) {
     const std::int64_t first = t / ops::kKeyChunk * ops::kKeyChunk;
+    const ops::Chunk chunk = ops::make_chunk(part, lane, first, tile.any);
     ops::Mask mask;
-    if (ops::make_mask(part, tile, ops::make_chunk(part, lane, first, tile.any), mask))
-      keys += mask.end - mask.begin;
+    if (ops::make_mask(part, tile, chunk, mask)) keys += chunk.end - chunk.begin;
     t = first + ops::kKeyChunk;
   }
   return keys;
