@@ -50,15 +50,16 @@ double sum_of_squares(const float* x, std::int64_t n) {
   const hn::ScalableTag<double> d;
   const hn::Rebind<float, decltype(d)> df;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-  auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
+  constexpr int kSums = 4;  // of their own, to hide the latency of an addition
+  hn::Vec<decltype(d)> sum[kSums] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
   std::int64_t i = 0;
-  for (; i + 2 * step <= n; i += 2 * step) {
-    const auto a = hn::PromoteTo(d, hn::LoadU(df, x + i));
-    const auto b = hn::PromoteTo(d, hn::LoadU(df, x + i + step));
-    sum0 = hn::MulAdd(a, a, sum0);
-    sum1 = hn::MulAdd(b, b, sum1);
-  }
-  double total = hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
+  for (; i + kSums * step <= n; i += kSums * step)
+    for (int k = 0; k < kSums; ++k) {
+      const auto a = hn::PromoteTo(d, hn::LoadU(df, x + i + k * step));
+      sum[k] = hn::MulAdd(a, a, sum[k]);
+    }
+  const auto all = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+  double total = hn::GetLane(hn::SumOfLanes(d, all));
   for (; i < n; ++i) total += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   return total;
 }
@@ -87,7 +88,9 @@ void adamw(const AdamW<float>& op) {
 }
 
 double global_norm(Vector<const float> x) {
-  std::vector<double> sums(static_cast<std::size_t>(ceil_div(x.size, kGrain)));
+  thread_local std::vector<double> scratch;
+  scratch.assign(static_cast<std::size_t>(ceil_div(x.size, kGrain)), 0.0);
+  std::vector<double>& sums = scratch;  // the caller's, also in the tasks of other threads
   parallel_ranges(x.size, kGrain, [&](std::int64_t begin, std::int64_t end) {
     sums[static_cast<std::size_t>(begin / kGrain)] =
         HWY_DYNAMIC_DISPATCH(sum_of_squares)(x.data + begin, end - begin);
