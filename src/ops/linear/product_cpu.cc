@@ -3,8 +3,12 @@
 // A tile of kTileRows x 2 vectors takes, for each k, 2 loads, kTileRows broadcasts and twice as
 // many fused multiply-adds. A block is kDepth deep: its panel of b (16 KB on AVX2) stays in the
 // first cache while all rows of a task pass by, those rows (some 140 KB) in the second. Sums of a
-// block are added to those of the blocks before in c, or in scratch where c is bf16. Bound:
-// compute.
+// block are added to those of the blocks before in c, or in scratch where c is bf16.
+//
+// Bound: compute. On AVX2 (one core of a Zen 3 at 102 Gflop/s, 2048 rows, widths of 128 to 4096)
+// forward and dx reach 85 to 95 Gflop/s, dW 75 to 90. dnnl_sgemm of oneDNN 2.6 on the same shapes:
+// 62 to 90, 84 to 93 and 32 to 84, low where rows lie a power of two apart and the product is too
+// short or narrow for oneDNN to copy its operands.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear/product_cpu.cc"
 #include "hwy/foreach_target.h"
