@@ -94,9 +94,14 @@ void run_forward(const Attention<bf16>& op, const TileTask& task, float* between
   }
 }
 
-void clear_rows(const Heads<float>& x, const TileTask& task, const LaneBlock& lane) {
-  for (std::int64_t n = 0; n < lane.queries; ++n)
-    std::fill_n(x.at(task.batch, lane.query[n], task.head), x.width, 0.0f);
+// All lanes of the task: a lane may read the keys of another.
+void clear_gradients(const AttentionBackward<bf16>& op, const TileTask& task) {
+  for (std::int64_t lane = task.lane_begin; lane < task.lane_end; ++lane) {
+    const LaneBlock block = lane_lists().list(task, lane, 1);
+    for (const auto* x : {&op.dq, &op.dk, &op.dv})
+      for (std::int64_t n = 0; n < block.queries; ++n)
+        std::fill_n(x->at(task.batch, block.query[n], task.head), x->width, 0.0f);
+  }
 }
 
 // Gradients of few keys that are summed apart: [B, H, slots][kFewKeys][d_qk + d_v] floats.
@@ -150,18 +155,14 @@ void run_backward(const AttentionBackward<bf16>& op, const TileTask& task, std::
   const std::int64_t row = (task.batch * op.q.heads + task.head) * op.q.length;
   BackwardRows in = {rows(op.q, task),    rows(op.k, task),  rows(op.v, task),  rows(op.out, task),
                      rows(op.dout, task), rows(op.dq, task), rows(op.dk, task), rows(op.dv, task),
-                     op.lse.data + row,   op.scale};
+                     op.lse.data + row,   op.scale,          task.overwrite};
   if (task.slot >= 0) {
     in.dk = sums.dk(task, task.slot);
     in.dv = sums.dv(task, task.slot);
     clear(in.dk, kFewKeys);
     clear(in.dv, kFewKeys);
   }
-  // All lanes first: a lane may read the keys of another.
-  for (std::int64_t lane = task.lane_begin; task.fresh && lane < task.lane_end; ++lane) {
-    const LaneBlock block = lane_lists().list(task, lane, 1);
-    for (const auto* x : {&op.dq, &op.dk, &op.dv}) clear_rows(*x, task, block);
-  }
+  if (task.fresh && !task.overwrite) clear_gradients(op, task);
   for (std::int64_t lane = task.lane_begin; lane < task.lane_end; ++lane) {
     const LaneBlock block = lane_lists().list(task, lane, 1);
     if (block.queries > 0 && block.keys > 0) kernels.backward(in, block, space);

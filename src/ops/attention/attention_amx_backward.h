@@ -71,9 +71,9 @@ class BackwardTiles {
       out[r] = real ? rows_.out.at(i) : s_.zero;
       lse[r] = real ? rows_.lse[i] * kLog2e : 0;
     }
-    const auto wild =
-        static_cast<std::uint32_t>(not_finite_rows<Unit>(q, kQueryBlock, rows_.q.width) |
-                                   not_finite_rows<Unit>(dout, kQueryBlock, rows_.v.width));
+    const auto wild = static_cast<std::uint32_t>(
+        gather<Unit>(q, kQueryBlock, rows_.q.width, s_.gathered) |
+        gather<Unit>(dout, kQueryBlock, rows_.v.width, s_.gathered + 2 * s_.q_pairs));
     s_.wild[b] = wild;
     for (int half = 0; half < 2; ++half) {
       pack_by_column<Unit>(q + half * kSide, rows_.q.width,
@@ -112,11 +112,11 @@ class BackwardTiles {
       k_[j] = j < count_ ? rows_.k.at(lane_.key[first + j]) : s_.zero;
       v[j] = j < count_ ? rows_.v.at(lane_.key[first + j]) : s_.zero;
     }
+    wild_ = gather<Unit>(k_, count_, rows_.k.width, s_.gathered);
     for (int m = 0; m * kSide < count_; ++m) {
       pack_natural<Unit>(k_ + m * kSide, rows_.k.width, s_.k + m * s_.q_pairs);
       pack_natural<Unit>(v + m * kSide, rows_.v.width, s_.v + m * s_.v_pairs);
     }
-    wild_ = not_finite_rows<Unit>(k_, count_, rows_.k.width);
     const bf16* k[kChunk];
     for (int j = 0; j < kChunk; ++j) k[j] = wild_ >> j & 1 ? s_.zero : k_[j];
     for (int half = 0; half * kPairs < count_; ++half)
@@ -285,13 +285,12 @@ class BackwardTiles {
     }
   }
 
-  // to[width] += scale times row r of the tiles at[c].
-  static void add_row(const TileData* at, int r, float scale, float* to, std::int64_t width) {
+  // to[width] (+)= scale times row r of the tiles at[c].
+  void add_row(const TileData* at, int r, float scale, float* to, std::int64_t width) const {
     for (std::int64_t left = width; left > 0; left -= kSide, ++at, to += kSide) {
       const int count = static_cast<int>(left < kSide ? left : kSide);
-      const F sum =
-          Unit::mul_add(Unit::load(at->row(r)), Unit::set(scale), Unit::load_some(to, count));
-      Unit::store_some(to, sum, count);
+      const F before = rows_.overwrite ? Unit::set(0) : Unit::load_some(to, count);
+      Unit::store_some(to, Unit::mul_add(Unit::load(at->row(r)), Unit::set(scale), before), count);
     }
   }
 

@@ -83,7 +83,7 @@ class ForwardTiles {
       k[j] = j < count ? rows_.k.at(lane_.key[first + j]) : s_.zero;
       v_[j] = j < count ? rows_.v.at(lane_.key[first + j]) : s_.zero;
     }
-    wild_ = not_finite_rows<Unit>(v_, count, rows_.v.width);
+    wild_ = gather<Unit>(v_, count, rows_.v.width, s_.gathered);
     const bf16* v[kChunk];
     for (int j = 0; j < kChunk; ++j) v[j] = wild_ >> j & 1 ? s_.zero : v_[j];
     for (int n = 0; n * kSide < count; ++n)

@@ -40,6 +40,7 @@ ForwardSpace::ForwardSpace(Arena& arena, std::int64_t qk_width, std::int64_t v_w
       top(arena.take<float>(kForwardTiles * kSide)),
       k(arena.take<TileData>(4 * q_tiles)),
       v(arena.take<TileData>(2 * v_tiles)),
+      gathered(arena.take<TileData>(2 * v_tiles)),
       score{arena.take<TileData>(4), arena.take<TileData>(4)},
       weight(arena.take<TileData>(2)),
       peak(arena.take<TileData>(1)),
@@ -66,6 +67,7 @@ BackwardSpace::BackwardSpace(Arena& arena, std::int64_t queries, std::int64_t qk
   k_transposed = arena.take<TileData>(2 * q_floats);
   dk = arena.take<TileData>(4 * q_floats);
   dv = arena.take<TileData>(4 * v_floats);
+  gathered = arena.take<TileData>(2 * q_pairs + 2 * std::max(q_pairs, v_pairs));
   score = arena.take<TileData>(8);
   dweight = arena.take<TileData>(8);
   weight = arena.take<TileData>(4);

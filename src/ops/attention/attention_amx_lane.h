@@ -45,6 +45,7 @@ struct BackwardRows {
   Rows<float> dq, dk, dv;
   const float* lse = nullptr;
   float scale = 1;
+  bool overwrite = false;  // the gradients of the lane's queries and keys, instead of adding
 };
 
 // Queries [first, first + rows) of a lane: the keys that some of them see, and that all see.
@@ -90,6 +91,7 @@ struct ForwardSpace {
   TileData* sum;                       // [kForwardTiles], to be added over a row
   float* top;                          // [kForwardTiles][kSide]
   TileData *k, *v;                     // [4][q_tiles] by column, [2][v_tiles] by row
+  TileData* gathered;                  // [4][v_tiles / 2], rows of V
   TileData *score[2], *weight, *peak;  // [4], [2]
   float* row;                          // [v width]
   bf16* zero;                          // a row of zeros
@@ -109,6 +111,7 @@ struct BackwardSpace {
   TileData *k, *v;         // [4][q_pairs], [4][v_pairs]
   TileData* k_transposed;  // [q_floats][2]
   TileData *dk, *dv;       // [4][q_floats], [4][v_floats]
+  TileData* gathered;      // rows of K, or of Q and dO of a block
   // Of both:
   TileData *score, *dweight;  // [4][2]: S and dP, a key a row
   TileData *weight, *dscore;  // [4]: P and dS, a key a row

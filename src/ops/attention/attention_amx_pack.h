@@ -99,13 +99,24 @@ inline typename Unit::W row_part(const bf16* row, std::int64_t c, std::int64_t w
   return Unit::load_pairs(row + c, static_cast<int>(width - c < kPairs ? width - c : kPairs));
 }
 
-// Bit j: row j holds a NaN or an infinity.
+// Copies rows side by side to `to` and points rows[] there; bit j of the result: row j holds a NaN
+// or an infinity. Rows that are a power of two apart share one set of each cache: what is read more
+// than once is to be read from a copy.
 template <class Unit>
-std::uint64_t not_finite_rows(const bf16* const* rows, int count, std::int64_t width) {
+std::uint64_t gather(const bf16** rows, int count, std::int64_t width, TileData* to) {
   std::uint64_t wild = 0;
-  for (int j = 0; j < count; ++j)
-    for (std::int64_t c = 0; c < width; c += kPairs)
-      if (Unit::not_finite(row_part<Unit>(rows[j], c, width))) wild |= std::uint64_t{1} << j;
+  bf16* at = reinterpret_cast<bf16*>(to);
+  for (int j = 0; j < count; ++j) {
+    bool finite = true;
+    const bf16* const copy = at;
+    for (std::int64_t c = 0; c < width; c += kPairs, at += kPairs) {
+      const typename Unit::W part = row_part<Unit>(rows[j], c, width);
+      finite = finite && !Unit::not_finite(part);
+      Unit::store_words(at, part);
+    }
+    if (!finite) wild |= std::uint64_t{1} << j;
+    rows[j] = copy;
+  }
   return wild;
 }
 

@@ -59,6 +59,13 @@ bool meets(const TileTask& task) {
   return false;
 }
 
+// Each query sees the key at its own position, which no other lane sees.
+bool sees_itself(const PartPlan& part) {
+  const Part& p = part.part();
+  return std::holds_alternative<Dense>(p) || std::holds_alternative<Local>(p) ||
+         std::holds_alternative<Row>(p) || std::holds_alternative<Column>(p);
+}
+
 // All lanes see the same few keys: those of the first positions.
 bool has_few_keys(const PartPlan& part) {
   return std::holds_alternative<Global>(part.part()) && part.keys(0) <= kFewKeys;
@@ -139,6 +146,7 @@ TileTasks::TileTasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t
       for (std::size_t round = 0; round < rounds; ++round) {
         std::vector<TileTask> tasks;
         task.fresh = backward && p == 0 && round == 0;
+        task.overwrite = task.fresh && sees_itself(parts[p]);
         for (const auto& group : groups)
           for (std::size_t s = group.size(); s-- > round;) {
             task.lane_begin = group[s].lane_begin;

@@ -34,6 +34,7 @@ struct TileTask {
   const ReachTable* reach = nullptr;
   bool first = true, last = true;  // part of its union
   bool fresh = false;              // the first task that adds to the gradients of its positions
+  bool overwrite = false;          // and writes all of them
   std::int64_t batch = 0, head = 0;
   std::int64_t lane_begin = 0, lane_end = 0;
   Interval queries, keys;  // positions
