@@ -195,7 +195,7 @@ def comparison(results):
         rows.append([what, target, *(ratio_cell(r) for r in found)])
     peers = sorted({part["pytorch"]["torch"] for result in results
                     for part in result["parts"].values() if part.get("pytorch")})
-    version = f"PyTorch {', '.join(peers)}, " if peers else ""
+    version = f"PyTorch {', '.join(peers)}: " if peers else "PyTorch: "
     return ("## Against PyTorch, and the targets\n\n"
             "How many times as fast Longstride is, or the share or exponent named. "
             f"{version}same machine, threads and run; the forms that a skilled user writes are in "
