@@ -1,8 +1,10 @@
 #include "ops/attention/attention.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "longstride/error.h"
+#include "ops/attention/attention_amx.h"
 #include "ops/attention/attention_cpu.h"
 #include "ops/shape.h"
 
@@ -46,11 +48,25 @@ void check(const char* who, const AttentionPlan* plan, const Heads<const T>& q,
 }
 
 template <class T>
+void run(const Attention<T>& op) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (cpu::amx_available()) return cpu::attention_amx(op);
+  cpu::attention(op);
+}
+
+template <class T>
+void run(const AttentionBackward<T>& op) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (cpu::amx_available()) return cpu::attention_backward_amx(op);
+  cpu::attention_backward(op);
+}
+
+template <class T>
 void forward(const Attention<T>& op) {
   const char* who = "attention";
   check<T>(who, op.plan, op.q, op.k, op.v, op.lse, op.scale);
   check_heads<T>(who, "out", op.out, op.q, op.v.width);
-  cpu::attention(op);
+  run(op);
 }
 
 template <class T>
@@ -63,7 +79,7 @@ void backward(const AttentionBackward<T>& op) {
   check_heads<Sum>(who, "dq", op.dq, op.q, op.q.width);
   check_heads<Sum>(who, "dk", op.dk, op.q, op.q.width);
   check_heads<Sum>(who, "dv", op.dv, op.q, op.v.width);
-  cpu::attention_backward(op);
+  run(op);
 }
 
 }  // namespace

@@ -66,33 +66,28 @@ namespace {
 
 // s becomes P, dp becomes dS; both zero where the pair is not kept.
 HWY_NOINLINE void score_gradients(const Mask& mask, const BackwardTile& tile, float scale, float* s,
-                                float* dp) {
+                                  float* dp) {
   const Wide d;
+  using V = hn::Vec<Wide>;
+  V lse[kVectors], mean[kVectors];
+#pragma GCC unroll 16
   for (int n = 0; n < kVectors; ++n) {
-    const auto lse = hn::Load(d, tile.lse + n * kLanes);
-    const auto mean = hn::Load(d, tile.mean + n * kLanes);
-    const auto step = [&](int j, const auto& keep) HWY_ATTR {
+    lse[n] = hn::Load(d, tile.lse + n * kLanes);
+    mean[n] = hn::Load(d, tile.mean + n * kLanes);
+  }
+  for_keys(mask, [&](int j, const auto& keep) HWY_ATTR {
+#pragma GCC unroll 16
+    for (int n = 0; n < kVectors; ++n) {
       float* const at = s + j * kTile + n * kLanes;
       float* const gradient = dp + j * kTile + n * kLanes;
-      const auto p = exp(d, hn::Sub(hn::Load(d, at), lse));
-      hn::Store(keep(p), d, at);
-      hn::Store(keep(hn::Mul(hn::Mul(hn::Set(d, scale), p), hn::Sub(hn::Load(d, gradient), mean))),
-                d, gradient);
-    };
-    const auto kept = [&](int begin, int end) HWY_ATTR {
-      for (int j = begin; j < end; ++j) {
-        const auto keeps = kept_of(mask, j, n);
-        step(j, [&](auto x) HWY_ATTR { return hn::IfThenElseZero(keeps, x); });
-      }
-    };
-    kept(mask.begin, mask.free_begin);
-    for (int j = mask.free_begin; j < mask.free_end; ++j)
-      step(j, [](auto x) HWY_ATTR { return x; });
-    kept(mask.free_end, mask.end);
-  }
+      const V p = exp(d, hn::Sub(hn::Load(d, at), lse[n]));
+      const V ds = hn::Mul(hn::Mul(hn::Set(d, scale), p), hn::Sub(hn::Load(d, gradient), mean[n]));
+      hn::Store(keep(n, p, hn::Zero(d)), d, at);
+      hn::Store(keep(n, ds, hn::Zero(d)), d, gradient);
+    }
+  });
 }
 
-// False: q or dout has values that are not finite.
 template <class A>
 HWY_NOINLINE void begin_tile(const BackwardTask<A>& task, const Tile& cut, BackwardTile& state) {
   const auto& op = *task.op;
@@ -212,7 +207,7 @@ void differentiate_pair(const BackwardTask<A>& task, BackwardTile* tiles, Backwa
 // The sums of a chunk's keys: zero for keys [fresh, end), what is there for those before. The rows
 // beside the chunk get what a pair that is not kept adds: zeros.
 HWY_NOINLINE void load_sums(const Heads<float>& x, const PartTask& task, const Chunk& chunk,
-                          int fresh, float* to) {
+                            int fresh, float* to) {
   const int begin = chunk.begin / 2 * 2, end = (chunk.end + 1) / 2 * 2;
   if (begin < chunk.begin) std::fill_n(to + begin * x.width, x.width, 0.0f);
   for (int j = chunk.begin; j < fresh; ++j)
@@ -222,16 +217,22 @@ HWY_NOINLINE void load_sums(const Heads<float>& x, const PartTask& task, const C
 }
 
 HWY_NOINLINE void store_sums(const float* from, const PartTask& task, const Chunk& chunk,
-                           const Heads<float>& x) {
+                             const Heads<float>& x) {
   for (int j = chunk.begin; j < chunk.end; ++j)
     write_row(from + j * x.width, x.width, false,
               x.at(task.batch, chunk.position[static_cast<std::size_t>(j)], task.head));
 }
 
-// touched: keys before it have sums.
+// The key indices that a task may touch, and of those the ones that have sums: all before
+// `touched`.
+struct Allowed {
+  Interval keys;
+  std::int64_t touched = 0;
+};
+
 template <class A>
 void differentiate(const BackwardTask<A>& task, std::int64_t lane, Interval keys, int count,
-                   std::int64_t touched, BackwardScratch& at) {
+                   const Allowed& allowed, BackwardScratch& at) {
   const auto& op = *task.op;
   const PartPlan& part = *task.part.part;
   for (std::int64_t first = keys.begin / kKeyChunk * kKeyChunk; first < keys.end;
@@ -240,7 +241,7 @@ void differentiate(const BackwardTask<A>& task, std::int64_t lane, Interval keys
     at.finite = pack_keys(op.k, task.part.batch, task.part.head, chunk, at.k);
     pack_keys(op.v, task.part.batch, task.part.head, chunk, at.v);
     const int fresh =
-        static_cast<int>(std::clamp<std::int64_t>(touched - first, chunk.begin, chunk.end));
+        static_cast<int>(std::clamp<std::int64_t>(allowed.touched - first, chunk.begin, chunk.end));
     load_sums(op.dk, task.part, chunk, fresh, at.dk);
     load_sums(op.dv, task.part, chunk, fresh, at.dv);
     for (int t = 0; t < count; t += 2) {
@@ -282,35 +283,40 @@ HWY_MAYBE_UNUSED BackwardScratch prepare(std::int64_t qk_width, std::int64_t v_w
 }
 
 template <class A>
-HWY_INLINE void backward_lane(const BackwardTask<A>& task, std::int64_t lane, BackwardScratch& at) {
+HWY_INLINE void backward_group(const BackwardTask<A>& task, const Group& group, Allowed& allowed,
+                               BackwardScratch& at) {
   const PartPlan& part = *task.part.part;
-  const Span& span = task.part.span;
-  const Interval allowed = {part.keys_before(lane, task.part.keys.begin),
-                            part.keys_before(lane, task.part.keys.end)};
-  const std::int64_t end = std::min(span.step_end, steps_below(part, lane, task.op->q.length));
-  std::int64_t touched = task.part.first_of_keys ? allowed.begin : allowed.end;
-  for (std::int64_t step = span.step_begin; step < end;) {
-    int count = 0;
-    Interval keys = {part.keys(lane), 0};
-    for (; count < kBackwardGroup && step < end; step += kTile) {
-      const auto rows = static_cast<int>(std::min<std::int64_t>(kTile, end - step));
-      const Tile tile = make_tile(part, lane, step, rows, allowed);
-      if (tile.any.empty() && !task.part.first_of_queries) continue;
-      begin_tile(task, tile, at.tiles[count++]);
-      if (!tile.any.empty())
-        keys = {std::min(keys.begin, tile.any.begin), std::max(keys.end, tile.any.end)};
-    }
-    if (!keys.empty()) differentiate(task, lane, keys, count, touched, at);
-    touched = std::max(touched, keys.end);
-    for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t]);
+  int count = 0;
+  Interval keys = {part.keys(group.lane), 0};
+  for (std::int64_t step = group.begin; step < group.end; step += kTile) {
+    const auto rows = static_cast<int>(std::min<std::int64_t>(kTile, group.end - step));
+    const Tile tile = make_tile(part, group.lane, step, rows, allowed.keys);
+    if (tile.any.empty() && !task.part.first_of_queries) continue;
+    begin_tile(task, tile, at.tiles[count++]);
+    if (!tile.any.empty())
+      keys = {std::min(keys.begin, tile.any.begin), std::max(keys.end, tile.any.end)};
   }
+  if (!keys.empty()) differentiate(task, group.lane, keys, count, allowed, at);
+  allowed.touched = std::max(allowed.touched, keys.end);
+  for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t]);
 }
 
 template <class A>
 HWY_INLINE void backward_task(const BackwardTask<A>& task) {
   BackwardScratch at = prepare(task.op->q.width, task.op->v.width);
-  for (std::int64_t lane = task.part.span.lane_begin; lane < task.part.span.lane_end; ++lane)
-    backward_lane(task, lane, at);
+  const std::int64_t length = task.op->q.length, size = kBackwardGroup * kTile;
+  Allowed allowed;
+  std::int64_t lane = -1;
+  for (Group group = first_group(task.part, length, size); !group.empty();
+       group = next_group(task.part, length, size, group)) {
+    if (group.lane != lane) {
+      lane = group.lane;
+      allowed.keys = {task.part.part->keys_before(lane, task.part.keys.begin),
+                      task.part.part->keys_before(lane, task.part.keys.end)};
+      allowed.touched = task.part.first_of_keys ? allowed.keys.begin : allowed.keys.end;
+    }
+    backward_group(task, group, allowed, at);
+  }
 }
 
 void backward_task_f32(const BackwardTask<float>& task) { backward_task(task); }

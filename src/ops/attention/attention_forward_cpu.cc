@@ -64,55 +64,53 @@ namespace {
 
 // Raises max by the scores of the mask, scales sum and ot by e^{old - new}; s becomes
 // p = e^{s - max}, added to sum in key order, or zero where the pair is not kept.
-HWY_NOINLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s, ForwardTile& tile) {
+HWY_NOINLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s,
+                               ForwardTile& tile) {
   const Wide d;
+  using V = hn::Vec<Wide>;
+  V max[kVectors], sum[kVectors];
+#pragma GCC unroll 16
   for (int n = 0; n < kVectors; ++n) {
-    float* const column = s + n * kLanes;
-    const auto old = hn::Load(d, tile.max + n * kLanes);
-    auto max = old;
-    const auto raise = [&](int begin, int end) HWY_ATTR {
-      for (int j = begin; j < end; ++j)
-        max =
-            hn::IfThenElse(kept_of(mask, j, n), hn::Max(max, hn::Load(d, column + j * kTile)), max);
-    };
-    raise(mask.begin, mask.free_begin);
-    for (int j = mask.free_begin; j < mask.free_end; ++j)
-      max = hn::Max(max, hn::Load(d, column + j * kTile));
-    raise(mask.free_end, mask.end);
-
-    const auto same = hn::Eq(max, old);  // also: no key so far
-    auto sum = hn::Load(d, tile.sum + n * kLanes);
-    if (!hn::AllTrue(d, same)) {
-      const auto shrink = hn::IfThenElse(same, hn::Set(d, 1.0f), exp(d, hn::Sub(old, max)));
-      sum = hn::Mul(sum, shrink);
-      hn::Store(max, d, tile.max + n * kLanes);
-      for (std::int64_t c = 0; c < v_width; ++c) {
-        float* out = tile.ot + c * kTile + n * kLanes;
-        hn::Store(hn::Mul(hn::Load(d, out), shrink), d, out);
-      }
-    }
-    const auto weigh = [&](int begin, int end) HWY_ATTR {
-      for (int j = begin; j < end; ++j) {
-        const auto p = hn::IfThenElseZero(kept_of(mask, j, n),
-                                          exp(d, hn::Sub(hn::Load(d, column + j * kTile), max)));
-        hn::Store(p, d, column + j * kTile);
-        sum = hn::Add(sum, p);
-      }
-    };
-    weigh(mask.begin, mask.free_begin);
-    for (int j = mask.free_begin; j < mask.free_end; ++j) {
-      const auto p = exp(d, hn::Sub(hn::Load(d, column + j * kTile), max));
-      hn::Store(p, d, column + j * kTile);
-      sum = hn::Add(sum, p);
-    }
-    weigh(mask.free_end, mask.end);
-    hn::Store(sum, d, tile.sum + n * kLanes);
+    max[n] = hn::Load(d, tile.max + n * kLanes);
+    sum[n] = hn::Load(d, tile.sum + n * kLanes);
   }
+  const auto raise = [&](int j, const auto& kept) HWY_ATTR {
+#pragma GCC unroll 16
+    for (int n = 0; n < kVectors; ++n)
+      max[n] = kept(n, hn::Max(max[n], hn::Load(d, s + j * kTile + n * kLanes)), max[n]);
+  };
+  for_keys(mask, raise);
+
+#pragma GCC unroll 16
+  for (int n = 0; n < kVectors; ++n) {
+    const V old = hn::Load(d, tile.max + n * kLanes);
+    const auto same = hn::Eq(max[n], old);  // also: no key so far
+    if (hn::AllTrue(d, same)) continue;
+    const V shrink = hn::IfThenElse(same, hn::Set(d, 1.0f), exp(d, hn::Sub(old, max[n])));
+    sum[n] = hn::Mul(sum[n], shrink);
+    hn::Store(max[n], d, tile.max + n * kLanes);
+    for (std::int64_t c = 0; c < v_width; ++c) {
+      float* const out = tile.ot + c * kTile + n * kLanes;
+      hn::Store(hn::Mul(hn::Load(d, out), shrink), d, out);
+    }
+  }
+  const auto weigh = [&](int j, const auto& kept) HWY_ATTR {
+#pragma GCC unroll 16
+    for (int n = 0; n < kVectors; ++n) {
+      float* const at = s + j * kTile + n * kLanes;
+      const V p = kept(n, exp(d, hn::Sub(hn::Load(d, at), max[n])), hn::Zero(d));
+      hn::Store(p, d, at);
+      sum[n] = hn::Add(sum[n], p);
+    }
+  };
+  for_keys(mask, weigh);
+#pragma GCC unroll 16
+  for (int n = 0; n < kVectors; ++n) hn::Store(sum[n], d, tile.sum + n * kLanes);
 }
 
 template <class A>
-HWY_NOINLINE void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std::int64_t step, int rows,
-                ForwardScratch& scratch, ForwardTile& state) {
+HWY_NOINLINE void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std::int64_t step,
+                             int rows, ForwardScratch& scratch, ForwardTile& state) {
   const auto& q = task.op->q;
   state.tile = make_tile(*task.part.part, lane, step, rows);
   pack_queries(q, task.part.batch, task.part.head, state.tile, scratch.rows);
@@ -138,11 +136,20 @@ HWY_INLINE void merge_row(const RowEnd<float>& e, const float* row, std::int64_t
 template <class A>
 HWY_NOINLINE void end_tile(const ForwardTask<A>& task, const ForwardTile& state, float* rows) {
   const auto& out = task.op->out;
+  for (int r = 0; r < std::min(state.tile.rows, kRowsAhead); ++r)
+    prefetch_row(
+        out.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r)], task.part.head),
+        out.width);
   transpose([&](int c) { return state.ot + c * kTile; }, static_cast<int>(out.width), kTile, rows,
             out.width);
   for (int r = 0; r < state.tile.rows; ++r) {
     const Position i = state.tile.query[static_cast<std::size_t>(r)];
     A* const to = out.at(task.part.batch, i, task.part.head);
+    if (r + kRowsAhead < state.tile.rows)
+      prefetch_row(
+          out.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r + kRowsAhead)],
+                 task.part.head),
+          out.width);
     const auto end =
         end_of_row(state.max[r], state.sum[r], task.part.number == 0,
                    task.op->lse[(task.part.batch * out.heads + task.part.head) * out.length + i]);
@@ -222,22 +229,20 @@ HWY_MAYBE_UNUSED ForwardScratch prepare(std::int64_t qk_width, std::int64_t v_wi
 template <class A>
 HWY_INLINE void forward_task(const ForwardTask<A>& task) {
   ForwardScratch at = prepare(task.op->q.width, task.op->v.width);
-  const PartPlan& part = *task.part.part;
-  for (std::int64_t lane = task.part.span.lane_begin; lane < task.part.span.lane_end; ++lane) {
-    const std::int64_t end =
-        std::min(task.part.span.step_end, steps_below(part, lane, task.op->q.length));
-    for (std::int64_t step = task.part.span.step_begin; step < end;) {
-      int count = 0;
-      Interval keys = {part.keys(lane), 0};
-      for (; count < kForwardGroup && step < end; ++count, step += kTile) {
-        begin_tile(task, lane, step, static_cast<int>(std::min<std::int64_t>(kTile, end - step)),
-                   at, at.tiles[count]);
-        const Interval any = at.tiles[count].tile.any;
-        if (!any.empty()) keys = {std::min(keys.begin, any.begin), std::max(keys.end, any.end)};
-      }
-      if (!keys.empty()) attend(task, lane, keys, count, at);
-      for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t], at.rows);
+  const std::int64_t length = task.op->q.length, size = kForwardGroup * kTile;
+  for (Group group = first_group(task.part, length, size); !group.empty();
+       group = next_group(task.part, length, size, group)) {
+    int count = 0;
+    Interval keys = {task.part.part->keys(group.lane), 0};
+    for (std::int64_t step = group.begin; step < group.end; ++count, step += kTile) {
+      begin_tile(task, group.lane, step,
+                 static_cast<int>(std::min<std::int64_t>(kTile, group.end - step)), at,
+                 at.tiles[count]);
+      const Interval any = at.tiles[count].tile.any;
+      if (!any.empty()) keys = {std::min(keys.begin, any.begin), std::max(keys.end, any.end)};
     }
+    if (!keys.empty()) attend(task, group.lane, keys, count, at);
+    for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t], at.rows);
   }
 }
 

@@ -89,6 +89,19 @@ TEST_F(AttentionTest, MatchesTheFormulaOverManyChunks) {
     expect_formula(test::plan_of(spec, 1, 700), {1, 700, 1, 16, 16}, 3, 3);
 }
 
+// Lanes that are cut into blocks for their gradients: one head, so the cuts are fine.
+TEST_F(AttentionTest, MatchesTheFormulaOverBlocksOfPositions) {
+  for (const std::string spec : {"dense", "local(150)", "local(60) + column(2)", "column(3)",
+                                 "row(600)", "summary(20, 7, 0)", "previous_row(400)",
+                                 "global(140)", "random(3, 1, 16)", "random(2, 1, 300)"}) {
+    const AttentionPlan plan({test::head_of(spec)}, 1000);
+    expect_formula(plan, {1, 970, 1, 12, 8}, 5);
+    const Problem<float> problem(plan, {1, 970, 1, 12, 8}, 5);
+    test::expect_same_for_any_threads([&] { return problem.run().all(); });
+    set_threads(1);
+  }
+}
+
 TEST_F(AttentionTest, GradientsAreThoseOfTheLoss) {
   for (const std::string& spec : test::typical_specs()) {
     SCOPED_TRACE(spec);

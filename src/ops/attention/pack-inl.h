@@ -77,6 +77,10 @@ HWY_INLINE void pack_row(const A* from, std::int64_t width, float* to, Finite& f
   }
 }
 
+// Rows that are asked for before they are read: enough to wait for memory once a row, few enough
+// for the sets of a cache where they lie a power of two apart.
+constexpr int kRowsAhead = 6;
+
 // Asks for the cache lines of a row that will be read.
 template <class A>
 HWY_INLINE void prefetch_row(const A* row, std::int64_t width) {
@@ -88,12 +92,11 @@ HWY_INLINE void prefetch_row(const A* row, std::int64_t width) {
 // keys two by two may read. False: not all values are finite.
 template <class A>
 HWY_NOINLINE bool pack_keys(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
-                          const Chunk& chunk, float* to) {
-  constexpr int kAhead = 6;
+                            const Chunk& chunk, float* to) {
   Finite finite{hn::Zero(Wide()), hn::Zero(One())};
   for (int j = chunk.begin; j < chunk.end; ++j) {
-    if (j + kAhead < chunk.end)
-      prefetch_row(x.at(batch, chunk.position[static_cast<std::size_t>(j + kAhead)], head),
+    if (j + kRowsAhead < chunk.end)
+      prefetch_row(x.at(batch, chunk.position[static_cast<std::size_t>(j + kRowsAhead)], head),
                    x.width);
     pack_row(x.at(batch, chunk.position[static_cast<std::size_t>(j)], head), x.width,
              to + j * x.width, finite);
@@ -108,9 +111,13 @@ template <class A>
 HWY_INLINE bool pack_queries(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
                              const Tile& tile, float* to) {
   Finite finite{hn::Zero(Wide()), hn::Zero(One())};
-  for (int r = 0; r < tile.rows; ++r)
+  for (int r = 0; r < tile.rows; ++r) {
+    if (r + kRowsAhead < tile.rows)
+      prefetch_row(x.at(batch, tile.query[static_cast<std::size_t>(r + kRowsAhead)], head),
+                   x.width);
     pack_row(x.at(batch, tile.query[static_cast<std::size_t>(r)], head), x.width, to + r * x.width,
              finite);
+  }
   return finite.all();
 }
 

@@ -203,6 +203,27 @@ bool reaches_every_key(const HeadPlan& head) {
          std::holds_alternative<Column>(first) || std::holds_alternative<Row>(first);
 }
 
+namespace {
+
+Group group_at(const PartTask& task, std::int64_t length, std::int64_t size, std::int64_t lane,
+               std::int64_t step) {
+  for (; lane < task.span.lane_end; ++lane, step = task.span.step_begin) {
+    const std::int64_t end = std::min(task.span.step_end, steps_below(*task.part, lane, length));
+    if (step < end) return {lane, step, std::min(end, step + size)};
+  }
+  return {};
+}
+
+}  // namespace
+
+Group first_group(const PartTask& task, std::int64_t length, std::int64_t size) {
+  return group_at(task, length, size, task.span.lane_begin, task.span.step_begin);
+}
+
+Group next_group(const PartTask& task, std::int64_t length, std::int64_t size, const Group& group) {
+  return group_at(task, length, size, group.lane, group.end);
+}
+
 Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows,
                Interval keys) {
   Tile tile;

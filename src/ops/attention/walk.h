@@ -45,6 +45,17 @@ struct PartTask {
   bool first_of_queries = true, first_of_keys = false;
 };
 
+// Steps [begin, end) of a lane that a task takes at a time.
+struct Group {
+  std::int64_t lane = 0, begin = 0, end = 0;
+  bool empty() const { return begin >= end; }
+};
+
+// The first group of a task, and the one behind `group`; at most `size` steps each, empty behind
+// the last.
+Group first_group(const PartTask& task, std::int64_t length, std::int64_t size);
+Group next_group(const PartTask& task, std::int64_t length, std::int64_t size, const Group& group);
+
 // Levels must run one after the other, the tasks of one level touch different rows.
 using Levels = std::vector<std::vector<PartTask>>;
 
