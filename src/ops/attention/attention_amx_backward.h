@@ -12,8 +12,9 @@
 // What is not finite in Q, dO or K would pass the zeros of pairs that are not kept: such rows are
 // packed as zeros for the last three products and added one by one to what keeps them.
 //
-// work   a block and 64 keys at d = 64: 80 products of 16 cycles = 1280, 128 vectors of some 18
-//        instructions on two ports = 1150 cycles, 1000 tile rows stored at one a cycle
+// work   a block and 64 keys at d = 64: 80 products of 16 cycles = 1280; 128 vectors 1140 cycles,
+//        or 1270 where some pairs are not kept (llvm-mca, two 512-bit ports); 1150 rows of tiles
+//        and vectors stored at one a cycle
 // bytes  2 (2 d_qk + 3 d_v) a query and its key, 8 (2 d_qk + d_v) of gradients
 // bound  tile unit, vector units and stores nearly alike; for columns of few steps, fetching rows
 #pragma once

@@ -16,8 +16,9 @@
 // as zeros and added one by one to the queries that keep them. In Q and K it stays in its own row
 // or column of S.
 //
-// work   a tile and 64 keys at d = 64: 16 products of 16 cycles = 256, 64 vectors of softmax of
-//        some 15 instructions on two ports = 480 cycles
+// work   a tile and 64 keys at d = 64: 16 products of 16 cycles = 256; softmax of 64 vectors 570
+//        cycles where all pairs are kept, 680 where some are not (llvm-mca, two 512-bit ports:
+//        maximum 70, its 16 rows 45, powers of two and rounding 455)
 // bytes  2 (2 d_qk + 2 d_v) a query and its key, once
 // bound  the vector units; for columns of few steps, fetching their rows
 #pragma once
