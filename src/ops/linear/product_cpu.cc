@@ -6,7 +6,7 @@
 // block are added to those of the blocks before in c, or in scratch where c is bf16.
 //
 // Bound: compute. On AVX2 (one core of a Zen 3 at 102 Gflop/s, 2048 rows, widths of 128 to 4096)
-// forward and dx reach 85 to 95 Gflop/s, dW 75 to 90. dnnl_sgemm of oneDNN 2.6 on the same shapes:
+// forward and dx reach 85 to 95 Gflop/s, dW 80 to 87. dnnl_sgemm of oneDNN 2.6 on the same shapes:
 // 62 to 90, 84 to 93 and 32 to 84, low where rows lie a power of two apart and the product is too
 // short or narrow for oneDNN to copy its operands.
 #undef HWY_TARGET_INCLUDE
