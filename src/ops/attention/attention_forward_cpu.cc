@@ -3,8 +3,8 @@
 //   S = scale Q K^T, one pass over the key chunks with a running softmax (row.h), O += P V
 //
 // A task takes a span of queries of a lane (parts one after the other, so that a part finds what
-// the parts before it have stored) in groups of kGroup tiles: each chunk of keys and values is
-// packed once for the whole group and then read from the cache.
+// the parts before it have stored) in groups of kForwardGroup tiles: each chunk of keys and values
+// is packed once for the whole group and then read from the cache.
 //
 // work   2 (d_qk + d_v) flops a pair, plus the unkept pairs of tiles at the edge of an interval
 // bytes  each group: its q and out, and the keys and values it reaches

@@ -77,8 +77,8 @@ HWY_INLINE void pack_row(const A* from, std::int64_t width, float* to, Finite& f
   }
 }
 
-// Rows that are asked for before they are read: enough to wait for memory once a row, few enough
-// for the sets of a cache where they lie a power of two apart.
+// Rows that are asked for before they are read: enough for memory to work on several, few enough
+// for the sets of a cache that rows a power of two apart share.
 constexpr int kRowsAhead = 6;
 
 // Asks for the cache lines of a row that will be read.

@@ -70,8 +70,8 @@ Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t
 inline constexpr std::int64_t kGradientTasks = 128;
 Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length);
 
-// Whether the first part of the head reaches every position as a key, the position's own query
-// among those that do. Otherwise dK and dV have to be cleared.
+// Whether each position is a key of its own query in the first part of the head: then the tasks of
+// the diagonal reach every key, else dK and dV have to be cleared first.
 bool reaches_every_key(const HeadPlan& head);
 
 struct Tile {
