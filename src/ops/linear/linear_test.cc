@@ -234,7 +234,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearGradientTest,
                          testing::Values(Case{1, 1, 1}, Case{3, 2, 5}, Case{7, 9, 4},
                                          Case{2, 13, 3}, Case{11, 5, 6}));
 
-// Rows with gaps give the bits of rows without, and what lies in the gaps stays as it was.
+// Rows with gaps give what rows without give, and what lies in the gaps stays as it was. The same
+// bits for float; oneDNN may sum products of bf16 in another order where rows lie apart.
 template <class A, class Y>
 void expect_gaps_untouched(Case shape) {
   Problem<A, Y> wide(shape, 3), tight(shape);
@@ -254,10 +255,13 @@ void expect_gaps_untouched(Case shape) {
     for (std::int64_t r = 0; r < shape.R; ++r)
       for (std::int64_t c = 0; c < cols + 3; ++c) {
         const float value = got[static_cast<std::size_t>(r * (cols + 3) + c)];
-        if (c < cols)
-          ASSERT_EQ(value, want[static_cast<std::size_t>(r * cols + c)]) << r << ", " << c;
-        else
+        if (c < cols) {
+          const float without_gap = want[static_cast<std::size_t>(r * cols + c)];
+          const float slack = std::is_same_v<A, float> ? 0 : std::abs(without_gap) / 128 + 1e-4f;
+          ASSERT_NEAR(value, without_gap, slack) << r << ", " << c;
+        } else {
           ASSERT_TRUE(std::isnan(value)) << r << ", " << c;
+        }
       }
   };
   check(wide.y, tight.y, shape.N);
