@@ -172,9 +172,10 @@ class Steps {
 }  // namespace
 
 std::int64_t BlockShape::row_block() const {
-  // Some eight megabytes of [Z, ff] in float, and enough rows to keep many threads busy.
-  constexpr std::int64_t kValues = std::int64_t{1} << 21, kFewest = 512, kMost = 4096;
-  return std::min(rows(), std::clamp(kValues / ff / 64 * 64, kFewest, kMost));
+  // Equal blocks, each with enough rows to keep many threads busy (docs/adr/0014).
+  constexpr std::int64_t kValues = std::int64_t{12} << 20, kFewest = 1024, kMost = 12288;
+  const std::int64_t blocks = ceil_div(rows(), std::clamp(kValues / ff, kFewest, kMost));
+  return std::min(rows(), ceil_div(ceil_div(rows(), blocks), 64) * 64);
 }
 
 template <class T, class A>

@@ -54,7 +54,7 @@ void add_parts(const float* pieces, std::int64_t parts, const Tiles& tiles, Matr
 template <class A>
 void add_gradient(const WeightGradient<A>& g) {
   constexpr std::int64_t kRows = std::is_same_v<A, float> ? 264 : 256;  // 264: whole tiles of 12
-  constexpr std::int64_t kCols = 512, kPart = 256, kTasks = 16;
+  constexpr std::int64_t kCols = 512, kPart = 256, kTasks = 32;
   const std::int64_t R = g.x.rows, K = g.dweight.rows, N = g.dweight.cols;
   if (R == 0 || N == 0) return;
   const std::int64_t down = std::max<std::int64_t>(1, ceil_div(K, kRows));  // K = 0: db remains
