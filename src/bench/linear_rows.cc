@@ -52,8 +52,8 @@ void training_rows(BenchReport& report, Shape s) {
              [&] { ops::linear_backward(backward); });
 }
 
-// Rows whose bits do not depend on each other: what decoding and evaluation run.
-void inference_row(BenchReport& report, std::int64_t rows, Shape s) {
+void decoding_row(BenchReport& report, Shape s) {
+  constexpr std::int64_t rows = 1;
   const auto x = random_values(rows * s.in, 1), w = random_values(s.in * s.out, 2),
              bias = random_values(s.out, 4);
   const Buffer<float> y(rows * s.out);
@@ -62,9 +62,8 @@ void inference_row(BenchReport& report, std::int64_t rows, Shape s) {
                               .weight = w.matrix(s.in, s.out),
                               .bias = bias.vector(),
                               .y = y.matrix(rows, s.out)};
-  add_row<float>(report, "linear, independent rows", name_of(rows, s),
-                 2 * real(rows * s.in * s.out), sizeof(float) * values,
-                 [&] { ops::linear_rows(op); });
+  add_row<float>(report, "linear", name_of(rows, s), 2 * real(rows * s.in * s.out),
+                 sizeof(float) * values, [&] { ops::linear_forward(op); });
 }
 
 }  // namespace
@@ -72,8 +71,7 @@ void inference_row(BenchReport& report, std::int64_t rows, Shape s) {
 void add_linear_rows(BenchReport& report) {
   for (const Shape& s : kShapes) training_rows<float>(report, s);
   for (const Shape& s : kShapes) training_rows<bf16>(report, s);
-  for (const Shape& s : kShapes) inference_row(report, 1, s);
-  inference_row(report, kRows, kShapes[1]);
+  for (const Shape& s : kShapes) decoding_row(report, s);
 }
 
 }  // namespace longstride::bench

@@ -49,7 +49,7 @@ struct Rows {
     const auto end = branch.matrix(rows, width);
     const auto hidden = f.matrix(rows, ff_width);
     const auto linear = [](Matrix<const T> in, const LinearWeights<const T>& p, Matrix<T> out) {
-      ops::linear_rows(ops::Linear<T>{in, p.weight, p.bias, out});
+      ops::linear_forward(ops::Linear<T>{in, p.weight, p.bias, out});
     };
     ops::layer_norm(ops::LayerNorm<T>{h, w.norm1.gain, w.norm1.bias, y, {}, {}});
     linear(y, w.q, q.matrix(rows, qk_width));
@@ -71,7 +71,7 @@ struct Rows {
     const auto h = matrix(stream.data() + first * width, out.rows, width);
     const auto y = x.matrix(out.rows, width);
     ops::layer_norm(ops::LayerNorm<T>{h, w.norm.gain, w.norm.bias, y, {}, {}, T(kFinalNormEps)});
-    ops::linear_rows(ops::Linear<T>{y, w.head, {}, out});
+    ops::linear_forward(ops::Linear<T>{y, w.head, {}, out});
   }
 
   std::int64_t width, qk_width, ff_width;

@@ -54,13 +54,6 @@ void linear_forward(const Linear<bf16, float>& op) {
   cpu::linear_forward(op);
 }
 
-void linear_rows(const Linear<float>& op) {
-  check(op);
-  cpu::linear_rows(op);
-}
-
-void linear_rows(const Linear<double>& op) { linear_forward(op); }
-
 void linear_backward(const LinearBackward<float>& op) {
   check(op);
   cpu::linear_backward(op);

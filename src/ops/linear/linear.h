@@ -4,10 +4,14 @@
 //   dx[r, k] = sum_n dy[r, n] W[k, n]     dW[k, n] += sum_r x[r, k] dy[r, n]     db[n] += sum_r
 //   dy[r, n]
 //
-// Overloads: float and bf16 run fast (oneDNN on fixed tiles, so the bits do not depend on the
-// thread count), double runs the plain formula of linear_ref.h. bf16 products are summed in float
-// and rounded once, at the end; a CPU without bf16 instructions multiplies the same values in
-// float.
+// Overloads: float and bf16 run fast on fixed tiles, so the bits do not depend on the thread count;
+// double runs the plain formula of linear_ref.h. bf16 products are summed in float and rounded
+// once, at the end; oneDNN makes them where the CPU has bf16 instructions, else the same values are
+// multiplied in float.
+//
+// linear_forward of float: each output row has bits that depend on its own input row only, never on
+// how many rows are in the call. This is what makes decoding one position equal the full pass, bit
+// for bit, and results independent of batching.
 #pragma once
 
 #include "tensor/bf16.h"
@@ -28,12 +32,6 @@ void linear_forward(const Linear<double>& op);
 void linear_forward(const Linear<bf16>& op);
 void linear_forward(const Linear<bf16, float>& op);
 
-// The same formula for inference: each output row has bits that depend on its own input row only,
-// never on how many rows are in the call. This is what makes decoding one position equal the full
-// pass, bit for bit, and results independent of batching. (For double: linear_forward.)
-void linear_rows(const Linear<float>& op);
-void linear_rows(const Linear<double>& op);
-
 template <class A, class D = A>
 struct LinearBackward {
   Matrix<const A> x, weight, dy;   // [R, K], [K, N], [R, N]
@@ -52,7 +50,6 @@ namespace cpu {  // shapes are checked
 void linear_forward(const Linear<float>& op);
 void linear_forward(const Linear<bf16>& op);
 void linear_forward(const Linear<bf16, float>& op);
-void linear_rows(const Linear<float>& op);
 void linear_backward(const LinearBackward<float>& op);
 void linear_backward(const LinearBackward<bf16>& op);
 void linear_backward(const LinearBackward<bf16, float>& op);

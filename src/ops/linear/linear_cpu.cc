@@ -16,12 +16,12 @@ void run(const Product<bf16, C>& p) {
 }
 
 template <class A, class Y>
-void forward(const Linear<A, Y>& op) {
-  run(Product<A, Y>{{op.x.data, op.x.stride, false},
-                    {op.weight.data, op.weight.stride, false},
-                    op.x.cols,
-                    {op.bias.empty() ? nullptr : op.bias.data, 0},
-                    op.y});
+Product<A, Y> forward(const Linear<A, Y>& op) {
+  return {{op.x.data, op.x.stride, false},
+          {op.weight.data, op.weight.stride, false},
+          op.x.cols,
+          {op.bias.empty() ? nullptr : op.bias.data, 0},
+          op.y};
 }
 
 template <class A, class D>
@@ -43,11 +43,11 @@ void backward(const LinearBackward<A, D>& op) {
 
 void linear_forward(const Linear<float>& op) {
   constexpr std::int64_t kFewRows = 32;  // up to here packing W costs more than it saves
-  if (op.x.rows <= kFewRows) return cpu::linear_rows(op);
-  forward(op);
+  if (op.x.rows <= kFewRows) return multiply_few_rows(forward(op));
+  run(forward(op));
 }
-void linear_forward(const Linear<bf16>& op) { forward(op); }
-void linear_forward(const Linear<bf16, float>& op) { forward(op); }
+void linear_forward(const Linear<bf16>& op) { run(forward(op)); }
+void linear_forward(const Linear<bf16, float>& op) { run(forward(op)); }
 
 void linear_backward(const LinearBackward<float>& op) { backward(op); }
 void linear_backward(const LinearBackward<bf16>& op) { backward(op); }

@@ -148,21 +148,6 @@ TEST_P(LinearTest, ForwardMatchesFloat64) {
   forward_matches<bf16, float>(GetParam());
 }
 
-TEST_P(LinearTest, RowsMatchFloat64) {
-  Problem<double> truth(GetParam());
-  Problem<float> plain(GetParam());
-  const Problem<float> fresh(GetParam());
-  for (const bool biased : {false, true}) {
-    linear_rows(truth.forward(biased));
-    ref::linear_forward(plain.forward(biased));
-    for_each_target([&] {
-      Problem<float> got = fresh;
-      linear_rows(got.forward(biased));
-      EXPECT_TRUE(as_good_as<float>(plain.y, got.y, truth.y));
-    });
-  }
-}
-
 TEST_P(LinearTest, BackwardMatchesFloat64) {
   backward_matches<float, float>(GetParam());
   backward_matches<bf16, bf16>(GetParam());
@@ -175,29 +160,27 @@ TEST_P(LinearTest, SameBitsForAnyThreads) {
     for (const auto& more :
          {all_outputs<bf16, bf16>(GetParam()), all_outputs<bf16, float>(GetParam())})
       all.insert(all.end(), more.begin(), more.end());
-    Problem<float> p(GetParam());
-    linear_rows(p.forward());
-    all.insert(all.end(), p.y.begin(), p.y.end());
     return all;
   });
 }
 
-// Rows alone, the first few rows, and a column range of W alone give the bits of the whole.
+// Rows alone, the first few rows, and a column range of W alone give the bits of the whole: calls
+// with few rows and with many take different kernels.
 TEST_P(LinearTest, RowsDoNotDependOnTheCall) {
   const Problem<float> fresh(GetParam());
   for_each_target([&] {
     const auto [R, K, N] = GetParam();
     Problem<float> whole = fresh, parts = fresh;
-    linear_rows(whole.forward());
+    linear_forward(whole.forward());
     const Linear<float> op = parts.forward();
     for (std::int64_t r = 0; r < R;) {
       const std::int64_t rows = std::min(R - r, 1 + r % 5), left = N / 3;
       for (const auto& [col, cols] : {std::pair{std::int64_t{0}, left}, {left, N - left}})
         if (cols > 0)
-          linear_rows({.x = {op.x.row(r), rows, K, K},
-                       .weight = {op.weight.data + col, K, cols, N},
-                       .bias = {op.bias.data + col, cols},
-                       .y = {op.y.row(r) + col, rows, cols, N}});
+          linear_forward(Linear<float>{.x = {op.x.row(r), rows, K, K},
+                                       .weight = {op.weight.data + col, K, cols, N},
+                                       .bias = {op.bias.data + col, cols},
+                                       .y = {op.y.row(r) + col, rows, cols, N}});
       r += rows;
     }
     EXPECT_TRUE(same_bits(parts.y, whole.y));
@@ -273,12 +256,6 @@ TEST(Linear, TouchesNothingBetweenRows) {
     expect_gaps_untouched<float, float>(shape);
     expect_gaps_untouched<bf16, bf16>(shape);
     expect_gaps_untouched<bf16, float>(shape);
-    Problem<float> wide(shape, 3);
-    linear_rows(wide.forward());
-    for (std::int64_t r = 0; r < shape.R; ++r)
-      for (std::int64_t c = 0; c < shape.N + 3; ++c)
-        ASSERT_EQ(std::isnan(wide.y[static_cast<std::size_t>(r * (shape.N + 3) + c)]),
-                  c >= shape.N);
   }
 }
 
@@ -312,9 +289,6 @@ TEST(Linear, EmptyDimensions) {
   expect_empty_dimensions<float, float>();
   expect_empty_dimensions<bf16, bf16>();
   expect_empty_dimensions<bf16, float>();
-  Problem<float> none({0, 3, 2}), no_outputs({3, 2, 0});
-  linear_rows(none.forward());
-  linear_rows(no_outputs.forward());
 }
 
 TEST(Linear, BackwardWithoutOptionalOutputs) {
@@ -335,7 +309,7 @@ TEST(Linear, RejectsWrongShapes) {
   EXPECT_EQ(error_of([&] { linear_forward(op); }), "linear: weight is 3x5, want 4x5");
   op = p.forward();
   op.bias.size = 4;
-  EXPECT_EQ(error_of([&] { linear_rows(op); }), "linear: bias has 4 entries, want 5");
+  EXPECT_EQ(error_of([&] { linear_forward(op); }), "linear: bias has 4 entries, want 5");
   op = p.forward();
   op.y.rows = 2;
   EXPECT_EQ(error_of([&] { linear_forward(op); }), "linear: y is 2x5, want 3x5");

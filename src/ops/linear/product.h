@@ -39,10 +39,13 @@ struct Product {
   Matrix<C> c;
 };
 
-// For many rows of c.
+// For many rows of c. A row of a float c has bits that depend on its own row of a only.
 void multiply(const Product<float, float>& p);
 void multiply(const Product<bf16, float>& p);
 void multiply(const Product<bf16, bf16>& p);
+
+// The same bits as multiply, for few rows; operands are not transposed.
+void multiply_few_rows(const Product<float, float>& p);
 
 // c = start + x^T dy, for many rows of x and dy; sums[n] += sum_r dy[r, n] unless nullptr. No
 // threads: one tile of a gradient of weights.

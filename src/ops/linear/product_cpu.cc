@@ -59,8 +59,8 @@ HWY_INLINE void tile(const float* a, const float* b, std::int64_t depth, Start s
     for (int v = 0; v < 2; ++v) hn::Store(sum[r][v], d, edge[r] + v * step);
   for (std::int64_t r = 0; r < c.rows; ++r)
     for (std::int64_t i = 0; i < c.cols; ++i) {
-      const float before = start.data ? start.data[r * start.stride + i] : 0.0f;
-      c.row(r)[i] = static_cast<C>(edge[r][i] + before);
+      if (start.data) edge[r][i] += start.data[r * start.stride + i];
+      c.row(r)[i] = static_cast<C>(edge[r][i]);
     }
 }
 
