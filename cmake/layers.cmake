@@ -6,6 +6,12 @@ target_include_directories(longstride_options INTERFACE ${PROJECT_SOURCE_DIR}/in
 # -Wrestrict: false alarms of g++ 12 on "text" + std::string (its bug 105651).
 target_compile_options(longstride_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Werror
                                                     -Wno-restrict -ffp-contract=off)
+# Arm: NEON. Vectors of SVE have no size at compile time, which arrays of them need.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  target_compile_definitions(
+    longstride_options
+    INTERFACE "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+endif()
 if(LONGSTRIDE_SANITIZE)
   target_compile_options(longstride_options INTERFACE -fsanitize=address,undefined
                                                       -fno-sanitize-recover=all -O1 -g)

@@ -7,8 +7,8 @@
 //
 // Everything but the attention takes each row by itself. It runs in row blocks, so that its widest
 // arrays are not as long as the sequence, and what is cheap to get again from a row block
-// (norm1(h), norm2(m), the activation) is not kept. T: type of the residual stream, statistics, biases and
-// gradients of weights. A: of what products and attention read (bf16, or T).
+// (norm1(h), norm2(m), the activation) is not kept. T: type of the residual stream, statistics,
+// biases and gradients of weights. A: of what products and attention read (bf16, or T).
 #pragma once
 
 #include <cstdint>
