@@ -97,12 +97,14 @@ def machines(results):
         machine = result["machine"]
         rows.append([machine["processor"], str(machine["threads"]), machine["instruction set"],
                      machine["instruction set of oneDNN"], machine["date"][:10],
+                     result.get("commit", "unknown"),
                      percent(max(result["others"].values())),
                      f"[{result['file']}](../bench/results/{result['file']})"])
     return ("## Machines\n\n\"Others\": the largest share of the processor time that other "
             "programs took during a part. Where it is more than a few percent, times, peaks and "
             "fractions are not what the machine can do.\n\n") + table(
-        ["processor", ">threads", "Highway runs", "oneDNN runs", "date", ">others", "results"], rows)
+        ["processor", ">threads", "Highway runs", "oneDNN runs", "date", "commit", ">others",
+         "results"], rows)
 
 
 def attention_section(part):

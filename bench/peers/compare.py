@@ -45,7 +45,18 @@ def arguments():
     parser.add_argument("--busy-limit", type=float, default=0.1,
                         help="share of the processor time that others may take (0.1)")
     parser.add_argument("--budget", type=float, default=3, help="seconds a measurement in PyTorch")
+    parser.add_argument("--commit", default=commit(), help="what is measured (asked of git)")
     return parser.parse_args()
+
+
+def commit():
+    """The commit of this working tree, or "unknown"."""
+    try:
+        done = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], check=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def has_bf16():
@@ -243,8 +254,8 @@ def main():
         parts[name], others[name] = part, share
     ratios = ratios_of(parts, others, a.busy_limit)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine, "others": others, "ratios": ratios,
-                               "parts": parts}, indent=1) + "\n")
+    out.write_text(json.dumps({"machine": machine, "commit": a.commit, "others": others,
+                               "ratios": ratios, "parts": parts}, indent=1) + "\n")
     show(ratios)
     print(f"written to {out}", file=sys.stderr)
 
