@@ -211,6 +211,12 @@ Interval PartPlan::reach(std::int64_t lane, std::int64_t step) const {
   return {begin, std::max(begin, keys_before(lane, seen.end))};
 }
 
+bool PartPlan::even() const {
+  const bool own = std::holds_alternative<Dense>(part_) || std::holds_alternative<Local>(part_) ||
+                   std::holds_alternative<Column>(part_) || std::holds_alternative<Row>(part_);
+  return own && cuts_.from_row.empty() && cuts_.before_row.empty();
+}
+
 bool PartPlan::keeps(Position i, Position j) const {
   if (cuts_.everything) return false;
   const bool own = lists_.rows != nullptr ? lists_.attends(i, j) : attends(part_, i, j);

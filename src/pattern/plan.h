@@ -64,6 +64,9 @@ class PartPlan {
   // Inside [0, keys(lane)]. An empty interval keeps its place: begin == end, and both ends never
   // decrease from step to step, so [begin of the first, end of the last] covers all steps between.
   Interval reach(std::int64_t lane, std::int64_t step) const;
+  // Key t of a lane lies t times one distance behind its first, and neither end of reach() moves by
+  // more than one key from step to step.
+  bool even() const;
   std::int64_t lane_of(Position i) const;
   std::int64_t step_of(Position i) const;
   std::int64_t keys_before(std::int64_t lane, Position x) const;  // keys at positions < x

@@ -5,8 +5,8 @@
 //   dV += P^T dO    dK += dS^T Q    dQ += dS K
 //
 // The tasks of a level have no query and no key in common (walk.h), so all gradients are added to
-// in place, in a fixed order, without atomics or copies to be summed. A task takes kBackwardGroup
-// tiles at a time: a chunk of K and V, and the sums dK and dV of its keys, are packed once for all
+// in place, in a fixed order, without atomics or copies to be summed. A task takes a group of tiles
+// at a time: a chunk of K and V, and the sums dK and dV of its keys, are packed once for all
 // of them. Where a task is the first to reach a key it stores the sums, else it adds to those
 // there.
 //
@@ -37,9 +37,6 @@ struct BackwardTask {
   PartTask part;
 };
 
-// Tiles that share a packed chunk of K, V, dK, dV; all of it (some 220 KiB at width 64) fits L2.
-inline constexpr int kBackwardGroup = 8;
-
 struct BackwardTile {
   Tile tile;
   float *q = nullptr, *dout = nullptr;                     // [kTile][d_qk], [kTile][d_v]
@@ -48,9 +45,9 @@ struct BackwardTile {
   bool finite;                                             // q and dout
 };
 
-// Of one thread.
+// Of one thread; some 220 KiB at width 64.
 struct BackwardScratch {
-  BackwardTile tiles[kBackwardGroup];
+  BackwardTile tiles[kGroupTiles];
   float *k, *v, *dk, *dv;  // a packed chunk
   float *s[2], *dp[2];     // scores and their gradients of two tiles, [kKeyChunk][kTile]
   Mask mask[2];
@@ -124,13 +121,10 @@ HWY_NOINLINE void begin_tile(const BackwardTask<A>& task, const Tile& cut, Backw
 
 // to[c] (+)= from[c]
 HWY_INLINE void write_row(const float* from, std::int64_t width, bool add, float* to) {
-  const auto write = [&](auto d, std::int64_t c) HWY_ATTR {
-    const auto x = hn::LoadU(d, from + c);
-    hn::StoreU(add ? hn::Add(hn::LoadU(d, to + c), x) : x, d, to + c);
-  };
-  std::int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) write(Wide(), c);
-  for (; c < width; ++c) write(One(), c);
+  for_row(width, [&](std::int64_t c, auto lanes) HWY_ATTR {
+    const auto x = lanes.load(from + c);
+    lanes.store(add ? hn::Add(lanes.load(to + c), x) : x, to + c);
+  });
 }
 
 template <class A>
@@ -223,44 +217,36 @@ HWY_NOINLINE void store_sums(const float* from, const PartTask& task, const Chun
               x.at(task.batch, chunk.position[static_cast<std::size_t>(j)], task.head));
 }
 
-// The key indices that a task may touch, and of those the ones that have sums: all before
-// `touched`.
-struct Allowed {
-  Interval keys;
-  std::int64_t touched = 0;
-};
-
+// A chunk for all tiles of its group. The keys before `touched` have sums.
 template <class A>
-void differentiate(const BackwardTask<A>& task, std::int64_t lane, Interval keys, int count,
-                   const Allowed& allowed, BackwardScratch& at) {
+void differentiate(const BackwardTask<A>& task, const Job& job, std::int64_t touched,
+                   BackwardScratch& at) {
   const auto& op = *task.op;
   const PartPlan& part = *task.part.part;
-  for (std::int64_t first = keys.begin / kKeyChunk * kKeyChunk; first < keys.end;
-       first += kKeyChunk) {
-    const Chunk chunk = make_chunk(part, lane, first, keys);
-    at.finite = pack_keys(op.k, task.part.batch, task.part.head, chunk, at.k);
-    pack_keys(op.v, task.part.batch, task.part.head, chunk, at.v);
-    const int fresh =
-        static_cast<int>(std::clamp<std::int64_t>(allowed.touched - first, chunk.begin, chunk.end));
-    load_sums(op.dk, task.part, chunk, fresh, at.dk);
-    load_sums(op.dv, task.part, chunk, fresh, at.dv);
-    for (int t = 0; t < count; t += 2) {
-      bool any = false;
-      for (int u = 0; u < 2; ++u) {
-        at.mask[u].clear();
-        any = (t + u < count && make_mask(part, at.tiles[t + u].tile, chunk, at.mask[u])) || any;
-      }
-      if (any) differentiate_pair(task, at.tiles + t, at);
+  const Chunk& chunk = job.chunk;
+  const int count = job.group->count;
+  at.finite = pack_keys(op.k, task.part.batch, task.part.head, chunk, at.k);
+  pack_keys(op.v, task.part.batch, task.part.head, chunk, at.v);
+  const int fresh =
+      static_cast<int>(std::clamp<std::int64_t>(touched - chunk.first, chunk.begin, chunk.end));
+  load_sums(op.dk, task.part, chunk, fresh, at.dk);
+  load_sums(op.dv, task.part, chunk, fresh, at.dv);
+  for (int t = 0; t < count; t += 2) {
+    bool any = false;
+    for (int u = 0; u < 2; ++u) {
+      at.mask[u].clear();
+      any = (t + u < count && make_mask(part, at.tiles[t + u].tile, chunk, at.mask[u])) || any;
     }
-    store_sums(at.dk, task.part, chunk, op.dk);
-    store_sums(at.dv, task.part, chunk, op.dv);
+    if (any) differentiate_pair(task, at.tiles + t, at);
   }
+  store_sums(at.dk, task.part, chunk, op.dk);
+  store_sums(at.dv, task.part, chunk, op.dv);
 }
 
 HWY_MAYBE_UNUSED BackwardScratch prepare(std::int64_t qk_width, std::int64_t v_width) {
   BackwardScratch at;
   const std::int64_t widest = std::max(qk_width, v_width);
-  float* free = scratch<float>(kBackwardGroup * kTile * (2 * (qk_width + v_width) + widest) +
+  float* free = scratch<float>(kGroupTiles * kTile * (2 * (qk_width + v_width) + widest) +
                                kKeyChunk * 2 * (qk_width + v_width) + 4 * kKeyChunk * kTile);
   const auto take = [&](std::int64_t size) {
     free += size;
@@ -283,39 +269,23 @@ HWY_MAYBE_UNUSED BackwardScratch prepare(std::int64_t qk_width, std::int64_t v_w
 }
 
 template <class A>
-HWY_INLINE void backward_group(const BackwardTask<A>& task, const Group& group, Allowed& allowed,
-                               BackwardScratch& at) {
-  const PartPlan& part = *task.part.part;
-  int count = 0;
-  Interval keys = {part.keys(group.lane), 0};
-  for (std::int64_t step = group.begin; step < group.end; step += kTile) {
-    const auto rows = static_cast<int>(std::min<std::int64_t>(kTile, group.end - step));
-    const Tile tile = make_tile(part, group.lane, step, rows, allowed.keys);
-    if (tile.any.empty() && !task.part.first_of_queries) continue;
-    begin_tile(task, tile, at.tiles[count++]);
-    if (!tile.any.empty())
-      keys = {std::min(keys.begin, tile.any.begin), std::max(keys.end, tile.any.end)};
-  }
-  if (!keys.empty()) differentiate(task, group.lane, keys, count, allowed, at);
-  allowed.touched = std::max(allowed.touched, keys.end);
-  for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t]);
-}
-
-template <class A>
 HWY_INLINE void backward_task(const BackwardTask<A>& task) {
   BackwardScratch at = prepare(task.op->q.width, task.op->v.width);
-  const std::int64_t length = task.op->q.length, size = kBackwardGroup * kTile;
-  Allowed allowed;
-  std::int64_t lane = -1;
-  for (Group group = first_group(task.part, length, size); !group.empty();
-       group = next_group(task.part, length, size, group)) {
+  Jobs jobs(task.part, task.op->q.length, task.part.first_of_queries);
+  std::int64_t lane = -1, touched = 0;
+  for (Job job; jobs.next(job);) {
+    const Group& group = *job.group;
+    if (job.first)
+      for (int t = 0; t < group.count; ++t)
+        begin_tile(task, group.tiles[static_cast<std::size_t>(t)], at.tiles[t]);
     if (group.lane != lane) {
       lane = group.lane;
-      allowed.keys = {task.part.part->keys_before(lane, task.part.keys.begin),
-                      task.part.part->keys_before(lane, task.part.keys.end)};
-      allowed.touched = task.part.first_of_keys ? allowed.keys.begin : allowed.keys.end;
+      touched = task.part.first_of_keys ? group.allowed.begin : group.allowed.end;
     }
-    backward_group(task, group, allowed, at);
+    if (!group.keys.empty()) differentiate(task, job, touched, at);
+    if (!job.last) continue;
+    touched = std::max(touched, group.keys.end);
+    for (int t = 0; t < group.count; ++t) end_tile(task, at.tiles[t]);
   }
 }
 

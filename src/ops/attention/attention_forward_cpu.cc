@@ -3,8 +3,9 @@
 //   S = scale Q K^T, one pass over the key chunks with a running softmax (row.h), O += P V
 //
 // A task takes a span of queries of a lane (parts one after the other, so that a part finds what
-// the parts before it have stored) in groups of kForwardGroup tiles: each chunk of keys and values
-// is packed once for the whole group and then read from the cache.
+// the parts before it have stored) in groups of tiles: each chunk of keys and values is packed once
+// for the whole group and then read from the cache. While the products of a chunk run, the rows of
+// the next one, or of the next group, are packed in small steps, so that no one waits for memory.
 //
 // work   2 (d_qk + d_v) flops a pair, plus the unkept pairs of tiles at the edge of an interval
 // bytes  each group: its q and out, and the keys and values it reaches
@@ -36,23 +37,33 @@ struct ForwardTask {
   PartTask part;
 };
 
-// Tiles that share a packed chunk: their state and the chunk (some 100 KiB at width 64) fit L2.
-inline constexpr int kForwardGroup = 8;
-
 struct ForwardTile {
-  Tile tile;
+  const Tile* tile = nullptr;
   float *qt = nullptr, *ot = nullptr;  // [d_qk][kTile], [d_v][kTile]
   alignas(64) float max[kTile], sum[kTile];
 };
 
-// Of one thread.
+struct ForwardJob : Job {
+  float *k = nullptr, *v = nullptr;  // its packed chunk
+  bool finite = true;                // the values
+  float* queries = nullptr;          // of its group, [kGroupTiles][kTile][d_qk]
+  std::int64_t added = 0;            // rows to the queue, with those of the jobs before
+};
+
+// Jobs whose rows are fetched while another one runs: two, as of the chunks of a group the last is
+// for few tiles, too short to fetch the next group's.
+inline constexpr int kForwardAhead = 2;
+
+// Of one thread; some 240 KiB at width 64.
+template <class A>
 struct ForwardScratch {
-  ForwardTile tiles[kForwardGroup];
-  float *k, *v;  // a packed chunk
-  float* s[2];   // scores of two tiles, [kKeyChunk][kTile]
-  float* rows;   // a tile's queries or results, [kTile][the wider width]
+  ForwardTile tiles[kGroupTiles];
+  ForwardJob jobs[1 + kForwardAhead];
+  RowQueue<A> queue;
+  float* queries[kForwardAhead];
+  float* s[2];  // scores of two tiles, [kKeyChunk][kTile]
+  float* rows;  // results of a tile, [kTile][d_v]
   Mask mask[2];
-  bool finite;  // the values of the chunk
 };
 
 }  // namespace longstride::ops
@@ -109,13 +120,12 @@ HWY_NOINLINE void softmax_step(const Mask& mask, std::int64_t v_width, float* s,
 }
 
 template <class A>
-HWY_NOINLINE void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std::int64_t step,
-                             int rows, ForwardScratch& scratch, ForwardTile& state) {
+HWY_NOINLINE void begin_tile(const ForwardTask<A>& task, const Tile& tile, const float* queries,
+                             ForwardTile& state) {
   const auto& q = task.op->q;
-  state.tile = make_tile(*task.part.part, lane, step, rows);
-  pack_queries(q, task.part.batch, task.part.head, state.tile, scratch.rows);
-  if (rows < kTile) std::fill_n(state.qt, q.width * kTile, 0.0f);
-  transpose([&](int r) { return scratch.rows + r * q.width; }, rows, q.width, state.qt, kTile);
+  state.tile = &tile;
+  if (tile.rows < kTile) std::fill_n(state.qt, q.width * kTile, 0.0f);
+  transpose([&](int r) { return queries + r * q.width; }, tile.rows, q.width, state.qt, kTile);
   std::fill_n(state.ot, task.op->v.width * kTile, 0.0f);
   for (int r = 0; r < kTile; ++r) state.max[r] = kNoKeys<float>, state.sum[r] = 0;
 }
@@ -123,31 +133,29 @@ HWY_NOINLINE void begin_tile(const ForwardTask<A>& task, std::int64_t lane, std:
 // out[c] = e.before out[c] + e.here row[c]; an out that counts for nothing is not read.
 template <class A>
 HWY_INLINE void merge_row(const RowEnd<float>& e, const float* row, std::int64_t width, A* out) {
-  const auto merge = [&](auto d, std::int64_t c) HWY_ATTR {
-    auto x = hn::Mul(hn::Set(d, e.here), hn::LoadU(d, row + c));
-    if (e.merges) x = hn::Add(hn::Mul(hn::Set(d, e.before), load(d, out + c)), x);
-    store(x, d, out + c);
-  };
-  std::int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) merge(Wide(), c);
-  for (; c < width; ++c) merge(One(), c);
+  const Floats d;
+  for_row(width, [&](std::int64_t c, auto lanes) HWY_ATTR {
+    auto x = hn::Mul(hn::Set(d, e.here), lanes.load(row + c));
+    if (e.merges) x = hn::Add(hn::Mul(hn::Set(d, e.before), lanes.load(out + c)), x);
+    lanes.store(x, out + c);
+  });
 }
 
 template <class A>
 HWY_NOINLINE void end_tile(const ForwardTask<A>& task, const ForwardTile& state, float* rows) {
   const auto& out = task.op->out;
-  for (int r = 0; r < std::min(state.tile.rows, kRowsAhead); ++r)
+  for (int r = 0; r < std::min(state.tile->rows, kRowsAhead); ++r)
     prefetch_row(
-        out.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r)], task.part.head),
+        out.at(task.part.batch, state.tile->query[static_cast<std::size_t>(r)], task.part.head),
         out.width);
   transpose([&](int c) { return state.ot + c * kTile; }, static_cast<int>(out.width), kTile, rows,
             out.width);
-  for (int r = 0; r < state.tile.rows; ++r) {
-    const Position i = state.tile.query[static_cast<std::size_t>(r)];
+  for (int r = 0; r < state.tile->rows; ++r) {
+    const Position i = state.tile->query[static_cast<std::size_t>(r)];
     A* const to = out.at(task.part.batch, i, task.part.head);
-    if (r + kRowsAhead < state.tile.rows)
+    if (r + kRowsAhead < state.tile->rows)
       prefetch_row(
-          out.at(task.part.batch, state.tile.query[static_cast<std::size_t>(r + kRowsAhead)],
+          out.at(task.part.batch, state.tile->query[static_cast<std::size_t>(r + kRowsAhead)],
                  task.part.head),
           out.width);
     const auto end =
@@ -159,58 +167,70 @@ HWY_NOINLINE void end_tile(const ForwardTask<A>& task, const ForwardTile& state,
 
 // Scores, softmax and values of two tiles over one chunk.
 template <class A>
-void absorb_pair(const ForwardTask<A>& task, ForwardTile* tiles, ForwardScratch& at) {
+void absorb_pair(const ForwardTask<A>& task, const ForwardJob& job, ForwardTile* tiles,
+                 ForwardScratch<A>& at) {
   const std::int64_t qk_width = task.op->q.width, v_width = task.op->v.width;
   for_tiles<kTilesAtOnce>(at.mask, [&](auto count, int t, int begin, int end) HWY_ATTR {
     const float* const qt[2] = {tiles[t].qt, tiles[1].qt};
     float* const s[2] = {at.s[t], at.s[1]};
-    scores<decltype(count)::value>(at.k, begin, end, qk_width, qt, task.op->scale, s);
+    pack_some(at.queue, kRowsAtOnce);
+    scores<decltype(count)::value>(job.k, begin, end, qk_width, qt, task.op->scale, s);
   });
   bool plain = true;
   for (int t = 0; t < 2; ++t) {
     if (at.mask[t].empty()) continue;
+    pack_some(at.queue, kRowsAtOnce);
     softmax_step(at.mask[t], v_width, at.s[t], tiles[t]);
-    plain = plain && (at.finite || !at.mask[t].has_gaps());
+    plain = plain && (job.finite || !at.mask[t].has_gaps());
   }
   if (plain)
     for_tiles<kTilesAtOnce>(at.mask, [&](auto count, int t, int begin, int end) HWY_ATTR {
       const float* const p[2] = {at.s[t], at.s[1]};
       float* const ot[2] = {tiles[t].ot, tiles[1].ot};
-      add_values<decltype(count)::value>(at.v, begin, end, v_width, p, ot);
+      pack_some(at.queue, kRowsAtOnce);
+      add_values<decltype(count)::value>(job.v, begin, end, v_width, p, ot);
     });
   else
     for (int t = 0; t < 2; ++t)
       if (!at.mask[t].empty())
-        add_values_with_gaps(at.v, at.mask[t], v_width, at.s[t], tiles[t].ot);
+        add_values_with_gaps(job.v, at.mask[t], v_width, at.s[t], tiles[t].ot);
 }
 
-// Walks the chunks of `keys`, a group of tiles at each.
+// A chunk for all tiles of its group.
 template <class A>
-void attend(const ForwardTask<A>& task, std::int64_t lane, Interval keys, int count,
-            ForwardScratch& at) {
-  const auto& op = *task.op;
-  const PartPlan& part = *task.part.part;
-  for (std::int64_t first = keys.begin / kKeyChunk * kKeyChunk; first < keys.end;
-       first += kKeyChunk) {
-    const Chunk chunk = make_chunk(part, lane, first, keys);
-    pack_keys(op.k, task.part.batch, task.part.head, chunk, at.k);
-    at.finite = pack_keys(op.v, task.part.batch, task.part.head, chunk, at.v);
-    for (int t = 0; t < count; t += 2) {
-      bool any = false;
-      for (int u = 0; u < 2; ++u) {
-        at.mask[u].clear();
-        any = (t + u < count && make_mask(part, at.tiles[t + u].tile, chunk, at.mask[u])) || any;
-      }
-      if (any) absorb_pair(task, at.tiles + t, at);
+void attend(const ForwardTask<A>& task, const ForwardJob& job, ForwardScratch<A>& at) {
+  const int count = job.group->count;
+  for (int t = 0; t < count; t += 2) {
+    bool any = false;
+    for (int u = 0; u < 2; ++u) {
+      at.mask[u].clear();
+      any = (t + u < count &&
+             make_mask(*task.part.part, *at.tiles[t + u].tile, job.chunk, at.mask[u])) ||
+            any;
     }
+    if (any) absorb_pair(task, job, at.tiles + t, at);
   }
 }
 
-HWY_MAYBE_UNUSED ForwardScratch prepare(std::int64_t qk_width, std::int64_t v_width) {
-  ForwardScratch at;
-  const std::int64_t widest = std::max(qk_width, v_width);
-  float* free = scratch<float>((kForwardGroup * kTile + kKeyChunk) * (qk_width + v_width) +
-                               2 * kKeyChunk * kTile + kTile * widest);
+// Queues the rows of a job: until they are packed it must stay where it is.
+template <class A>
+void queue_rows(const ForwardTask<A>& task, float* queries, ForwardJob& job,
+                ForwardScratch<A>& at) {
+  job.finite = true;
+  job.queries = queries;
+  queue_keys(task.op->k, task.part, job.chunk, job.k, nullptr, at.queue);
+  queue_keys(task.op->v, task.part, job.chunk, job.v, &job.finite, at.queue);
+  const std::int64_t size = kTile * task.op->q.width;
+  for (int t = 0; job.first && t < job.group->count; ++t)
+    queue_queries(task.op->q, task.part, job.group->tiles[static_cast<std::size_t>(t)],
+                  queries + t * size, nullptr, at.queue);
+  job.added = at.queue.added;
+}
+
+template <class A>
+void prepare(std::int64_t qk_width, std::int64_t v_width, ForwardScratch<A>& at) {
+  float* free = scratch<float>((3 * qk_width + v_width) * kGroupTiles * kTile +
+                               3 * kKeyChunk * (qk_width + v_width + kTile) + kTile * v_width);
   const auto take = [&](std::int64_t size) {
     free += size;
     return free - size;
@@ -219,30 +239,43 @@ HWY_MAYBE_UNUSED ForwardScratch prepare(std::int64_t qk_width, std::int64_t v_wi
     tile.qt = take(qk_width * kTile);
     tile.ot = take(v_width * kTile);
   }
+  for (float*& queries : at.queries) queries = take(kGroupTiles * kTile * qk_width);
   for (float*& s : at.s) s = take(kKeyChunk * kTile);
-  at.k = take(kKeyChunk * qk_width);
-  at.v = take(kKeyChunk * v_width);
-  at.rows = take(kTile * widest);
-  return at;
+  for (ForwardJob& job : at.jobs) {
+    job.k = take(kKeyChunk * qk_width);
+    job.v = take(kKeyChunk * v_width);
+  }
+  at.rows = take(kTile * v_width);
 }
 
 template <class A>
 HWY_INLINE void forward_task(const ForwardTask<A>& task) {
-  ForwardScratch at = prepare(task.op->q.width, task.op->v.width);
-  const std::int64_t length = task.op->q.length, size = kForwardGroup * kTile;
-  for (Group group = first_group(task.part, length, size); !group.empty();
-       group = next_group(task.part, length, size, group)) {
-    int count = 0;
-    Interval keys = {task.part.part->keys(group.lane), 0};
-    for (std::int64_t step = group.begin; step < group.end; ++count, step += kTile) {
-      begin_tile(task, group.lane, step,
-                 static_cast<int>(std::min<std::int64_t>(kTile, group.end - step)), at,
-                 at.tiles[count]);
-      const Interval any = at.tiles[count].tile.any;
-      if (!any.empty()) keys = {std::min(keys.begin, any.begin), std::max(keys.end, any.end)};
-    }
-    if (!keys.empty()) attend(task, group.lane, keys, count, at);
-    for (int t = 0; t < count; ++t) end_tile(task, at.tiles[t], at.rows);
+  ForwardScratch<A> at;
+  prepare(task.op->q.width, task.op->v.width, at);
+  Jobs jobs(task.part, task.op->q.length, true);
+  const std::int64_t size = kTile * task.op->q.width;
+  int queued = 0, groups = 0;
+  bool more = true;
+  const auto queue_next = [&] {
+    ForwardJob& job = at.jobs[queued % (1 + kForwardAhead)];
+    more = more && jobs.next(job);
+    if (!more) return;
+    if (job.first) ++groups;
+    queue_rows(task, at.queries[groups % kForwardAhead], job, at);
+    ++queued;
+  };
+  for (int n = 0; n < kForwardAhead; ++n) queue_next();
+  for (int n = 0; n < queued; ++n) {
+    const ForwardJob& job = at.jobs[n % (1 + kForwardAhead)];
+    pack_until(at.queue, job.added);
+    if (job.first)
+      for (int t = 0; t < job.group->count; ++t)
+        begin_tile(task, job.group->tiles[static_cast<std::size_t>(t)], job.queries + t * size,
+                   at.tiles[t]);
+    queue_next();
+    attend(task, job, at);
+    if (job.last)
+      for (int t = 0; t < job.group->count; ++t) end_tile(task, at.tiles[t], at.rows);
   }
 }
 

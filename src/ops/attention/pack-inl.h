@@ -10,76 +10,21 @@
 
 #include <hwy/cache_control.h>
 
+#include "ops/attention/row_queue.h"
 #include "ops/attention/simd-inl.h"
-#include "tensor/bf16.h"
+#include "ops/simd.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longstride::ops::HWY_NAMESPACE {
 namespace {
 
-template <class D>
-HWY_INLINE hn::Vec<D> load(D d, const float* from) {
-  return hn::LoadU(d, from);
-}
-
-template <class D>
-HWY_INLINE hn::Vec<D> load(D d, const bf16* from) {
-  const hn::Rebind<std::uint16_t, D> narrow;
-  const hn::RebindToUnsigned<D> wide;
-  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, hn::LoadU(narrow, &from->bits))));
-}
-
-template <class D>
-HWY_INLINE void store(hn::Vec<D> x, [[maybe_unused]] D d, float* to) {
-  hn::StoreU(x, d, to);
-}
-
-// As bf16(float).
-template <class D>
-HWY_INLINE void store(hn::Vec<D> x, [[maybe_unused]] D d, bf16* to) {
-  const hn::Rebind<std::uint16_t, D> narrow;
-  const hn::RebindToUnsigned<D> du;
-  const hn::RebindToSigned<D> di;
-  const auto u = hn::BitCast(du, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(du, 1u));
-  const auto nearest = hn::Add(hn::Add(u, hn::Set(du, 0x7fffu)), odd);
-  const auto quiet = hn::Or(u, hn::Set(du, 0x00400000u));
-  const auto nan = hn::RebindMask(du, hn::Ne(x, x));
-  const auto upper = hn::ShiftRight<16>(hn::IfThenElse(nan, quiet, nearest));
-  hn::StoreU(hn::DemoteTo(narrow, hn::BitCast(di, upper)), narrow, &to->bits);
-}
-
-// Stays zero as long as all values seen are finite.
-struct Finite {
-  hn::Vec<Wide> wide;
-  hn::Vec<One> one;
-
-  HWY_INLINE bool all() const {
-    return hn::AllTrue(Wide(), hn::Eq(wide, hn::Zero(Wide()))) && hn::GetLane(one) == 0.0f;
-  }
-};
-
-// to[c] = from[c]
-template <class A>
-HWY_INLINE void pack_row(const A* from, std::int64_t width, float* to, Finite& finite) {
-  const Wide d;
-  const One one;
+// body(c, lanes) for the vectors of a row, the last one perhaps partial.
+template <class Body>
+HWY_INLINE void for_row(std::int64_t width, const Body& body) {
   std::int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) {
-    const auto x = load(d, from + c);
-    finite.wide = hn::MulAdd(x, hn::Zero(d), finite.wide);
-    hn::StoreU(x, d, to + c);
-  }
-  for (; c < width; ++c) {
-    const auto x = load(one, from + c);
-    finite.one = hn::MulAdd(x, hn::Zero(one), finite.one);
-    hn::StoreU(x, one, to + c);
-  }
+  for (; c + kLanes <= width; c += kLanes) body(c, Whole{});
+  if (c < width) body(c, ops::HWY_NAMESPACE::Part{width - c});
 }
-
-// Rows that are asked for before they are read: enough for memory to work on several, few enough
-// for the sets of a cache that rows a power of two apart share.
-constexpr int kRowsAhead = 6;
 
 // Asks for the cache lines of a row that will be read.
 template <class A>
@@ -88,37 +33,109 @@ HWY_INLINE void prefetch_row(const A* row, std::int64_t width) {
   for (std::int64_t c = 0; c < width; c += kLine) hwy::Prefetch(row + c);
 }
 
-// The rows of a chunk's keys, packed [kKeyChunk][width]; zeros beside them, where kernels that take
-// keys two by two may read. False: not all values are finite.
+// Rows that are asked for before they are read: enough for memory to work on several, few enough
+// for the sets of a cache that rows a power of two apart share.
+constexpr int kRowsAhead = 6;
+
+// Rows of one step of a RowQueue: they arrive while a product of a tile runs.
+constexpr int kRowsAtOnce = 8;
+
+// Stays zero as long as all values seen are finite: x - x is not, where x is not.
+struct Finite {
+  FloatVec bits;
+
+  HWY_INLINE void see(FloatVec x) { bits = hn::Or(bits, hn::Sub(x, x)); }
+  HWY_INLINE bool all() const { return hn::AllTrue(Floats(), hn::Eq(bits, hn::Zero(Floats()))); }
+};
+
+// to[c] = from[c]
+template <class A>
+HWY_INLINE void pack_row(const A* from, std::int64_t width, float* to, Finite& finite) {
+  for_row(width, [&](std::int64_t c, auto lanes) HWY_ATTR {
+    const auto x = lanes.load(from + c);
+    finite.see(x);
+    lanes.store(x, to + c);
+  });
+}
+
+// The rows at `count` positions, packed [count][width]. False: not all values are finite.
+template <class A>
+HWY_INLINE bool pack_rows(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
+                          const Position* at, int count, float* to) {
+  Finite finite{hn::Zero(Floats())};
+  for (int r = 0; r < count; ++r) {
+    if (r + kRowsAhead < count) prefetch_row(x.at(batch, at[r + kRowsAhead], head), x.width);
+    pack_row(x.at(batch, at[r], head), x.width, to + r * x.width, finite);
+  }
+  return finite.all();
+}
+
+// Zeros beside the rows of a chunk, where kernels that take keys two by two may read.
+HWY_INLINE HWY_MAYBE_UNUSED void clear_beside(const Chunk& chunk, std::int64_t width, float* to) {
+  if (chunk.begin % 2 != 0) std::fill_n(to + (chunk.begin - 1) * width, width, 0.0f);
+  if (chunk.end % 2 != 0) std::fill_n(to + chunk.end * width, width, 0.0f);
+}
+
+// The rows of a chunk's keys, packed [kKeyChunk][width]. False: not all values are finite.
 template <class A>
 HWY_NOINLINE bool pack_keys(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
                             const Chunk& chunk, float* to) {
-  Finite finite{hn::Zero(Wide()), hn::Zero(One())};
-  for (int j = chunk.begin; j < chunk.end; ++j) {
-    if (j + kRowsAhead < chunk.end)
-      prefetch_row(x.at(batch, chunk.position[static_cast<std::size_t>(j + kRowsAhead)], head),
-                   x.width);
-    pack_row(x.at(batch, chunk.position[static_cast<std::size_t>(j)], head), x.width,
-             to + j * x.width, finite);
-  }
-  if (chunk.begin % 2 != 0) std::fill_n(to + (chunk.begin - 1) * x.width, x.width, 0.0f);
-  if (chunk.end % 2 != 0) std::fill_n(to + chunk.end * x.width, x.width, 0.0f);
-  return finite.all();
+  clear_beside(chunk, x.width, to);
+  return pack_rows(x, batch, head, chunk.position.data() + chunk.begin, chunk.end - chunk.begin,
+                   to + chunk.begin * x.width);
 }
 
 // The queries of a tile as rows [kTile][width]. False: not all values are finite.
 template <class A>
 HWY_INLINE bool pack_queries(const Heads<const A>& x, std::int64_t batch, std::int64_t head,
                              const Tile& tile, float* to) {
-  Finite finite{hn::Zero(Wide()), hn::Zero(One())};
-  for (int r = 0; r < tile.rows; ++r) {
-    if (r + kRowsAhead < tile.rows)
-      prefetch_row(x.at(batch, tile.query[static_cast<std::size_t>(r + kRowsAhead)], head),
-                   x.width);
-    pack_row(x.at(batch, tile.query[static_cast<std::size_t>(r)], head), x.width, to + r * x.width,
-             finite);
+  return pack_rows(x, batch, head, tile.query.data(), tile.rows, to);
+}
+
+// Packs the rows that are queued for later jobs in small steps between the products of the current
+// one: a step packs the rows that the step before has asked memory for, and asks for `count` more.
+template <class A>
+HWY_NOINLINE void pack_some(RowQueue<A>& queue, int count) {
+  while (queue.packed < queue.asked) {
+    const RowRun<A>& run = queue.at(queue.run);
+    const int rows =
+        static_cast<int>(std::min<std::int64_t>(queue.asked - queue.packed, run.rows - queue.row));
+    Finite finite{hn::Zero(Floats())};
+    for (int r = queue.row; r < queue.row + rows; ++r)
+      pack_row(run.row(r), run.x.width, run.to + r * run.x.width, finite);
+    if (run.finite != nullptr && !finite.all()) *run.finite = false;
+    queue.packed += rows, queue.row += rows;
+    if (queue.row == run.rows) ++queue.run, queue.row = 0;
   }
-  return finite.all();
+  int row = queue.row;
+  for (int n = queue.run; count > 0 && n < queue.count; ++n, row = 0) {
+    const RowRun<A>& run = queue.at(n);
+    for (; count > 0 && row < run.rows; ++row, --count, ++queue.asked)
+      prefetch_row(run.row(row), run.x.width);
+  }
+}
+
+// Packs the rows that were added first, `added` of them.
+template <class A>
+HWY_INLINE void pack_until(RowQueue<A>& queue, std::int64_t added) {
+  while (queue.packed < added) pack_some(queue, kRowsAhead);
+}
+
+// Queues the keys of a chunk, to become rows [kKeyChunk][width] with zeros beside them.
+template <class A>
+HWY_INLINE void queue_keys(const Heads<const A>& x, const PartTask& task, const Chunk& chunk,
+                           float* to, bool* finite, RowQueue<A>& queue) {
+  if (chunk.begin >= chunk.end) return;
+  queue.add({x, task.batch, task.head, chunk.position.data() + chunk.begin, chunk.end - chunk.begin,
+             to + chunk.begin * x.width, finite});
+  clear_beside(chunk, x.width, to);
+}
+
+// Queues the queries of a tile, to become rows [kTile][width].
+template <class A>
+HWY_INLINE void queue_queries(const Heads<const A>& x, const PartTask& task, const Tile& tile,
+                              float* to, bool* finite, RowQueue<A>& queue) {
+  queue.add({x, task.batch, task.head, tile.query.data(), tile.rows, to, finite});
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The vectors of the attention kernels: a tile row is kVectors of them, lanes are queries. e^x,
-// masks, transposition. Compiled once per instruction set (Highway).
+// The vectors of the attention kernels: a tile row is kVectors of them, lanes are queries. Masks
+// and transposition. Compiled once per instruction set (Highway).
 #if defined(LONGSTRIDE_OPS_ATTENTION_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LONGSTRIDE_OPS_ATTENTION_SIMD_INL_H_
 #undef LONGSTRIDE_OPS_ATTENTION_SIMD_INL_H_
@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "ops/attention/walk.h"
+#include "ops/simd.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longstride::ops::HWY_NAMESPACE {
@@ -24,29 +25,6 @@ using Wide = hn::CappedTag<float, kTile>;
 using One = hn::CappedTag<float, 1>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(Wide()));
 constexpr int kVectors = kTile / kLanes;  // vectors of a tile row
-
-// e^x for x <= 0 or little above: e^0 = 1 exactly, 0 below -87, NaN stays NaN. About 1 ulp.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V exp(D d, V x) {
-  const hn::RebindToUnsigned<D> du;
-  // Floats between 2^23 and 2^24 are whole numbers: the sum rounds, and its low bits hold n + 127.
-  const V magic = hn::Set(d, 12582912.0f + 127);
-  const V shifted = hn::MulAdd(x, hn::Set(d, 1.44269504088896341f), magic);
-  const V n = hn::Sub(shifted, magic);
-  // ln 2 in two pieces, the first short enough for n times it to be exact.
-  V r = hn::MulAdd(n, hn::Set(d, -0.693359375f), x);
-  r = hn::MulAdd(n, hn::Set(d, 2.12194440e-4f), r);
-  // 1 + r + r^2 p(r), p of least relative error (3e-9) for |r| <= ln(2) / 2.
-  V y = hn::Set(d, 0.0013814465f);
-  y = hn::MulAdd(y, r, hn::Set(d, 0.0083687806f));
-  y = hn::MulAdd(y, r, hn::Set(d, 0.041668394f));
-  y = hn::MulAdd(y, r, hn::Set(d, 0.1666652f));
-  y = hn::MulAdd(y, r, hn::Set(d, 0.49999993f));
-  y = hn::MulAdd(y, r, hn::Set(d, 1.0f));
-  y = hn::MulAdd(y, r, hn::Set(d, 1.0f));
-  const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, shifted)));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Mul(y, power));
-}
 
 // Which of the queries of vector n of a tile keep key j of the chunk.
 HWY_INLINE HWY_MAYBE_UNUSED hn::Mask<Wide> kept_of(const Mask& mask, int j, int n) {

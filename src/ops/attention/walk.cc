@@ -51,8 +51,13 @@ void for_each_head(const AttentionPlan& plan, std::size_t kind, std::int64_t bat
         add(b, static_cast<std::int64_t>(h));
 }
 
-// Enough queries for a task to be worth starting, few enough for many tasks.
-constexpr std::int64_t kQueries = 128;
+// Enough queries for a task to be worth starting.
+constexpr std::int64_t kQueries = kGroupTiles * kTile;
+
+// Queries of a task, whole groups, where all heads together are to give some kTasks tasks.
+std::int64_t queries_of_task(std::int64_t length, std::int64_t heads) {
+  return std::max<std::int64_t>(1, length * heads / (kTasks * kQueries)) * kQueries;
+}
 
 // A task of any head, before it is given to one, and its level within the part.
 struct Piece {
@@ -134,7 +139,7 @@ std::vector<Piece> gradient_pieces(const PartPlan& part, std::int64_t length, st
   const bool together = part.lanes_share_keys() && part.lanes() > 1;
   const std::int64_t owners = together ? 1 : part.lanes();
   const std::int64_t steps = part.steps(0);
-  const std::int64_t blocks = ceil_div(kGradientTasks, heads * owners);
+  const std::int64_t blocks = ceil_div(kTasks, heads * owners);
   std::vector<Piece> pieces;
   // Blocks of at least kQueries queries of a lane, whole lanes where they are cut together.
   const std::int64_t distance = steps > 1 ? part.query(0, 1) - part.query(0, 0) : 1;
@@ -142,7 +147,7 @@ std::vector<Piece> gradient_pieces(const PartPlan& part, std::int64_t length, st
   const std::int64_t extent = together ? length : std::min(length, steps * distance);
   const std::int64_t size = ceil_div(ceil_div(extent, blocks), unit) * unit;
   if (size >= extent || (!together && steps <= 2 * kQueries)) {
-    const std::int64_t queries = together ? length + 1 : kQueries;
+    const std::int64_t queries = together ? length + 1 : queries_of_task(length, heads);
     for (const Span& span : spans(part, length, queries, true))
       pieces.push_back({{&part, 0, 0, 0, span, kAllKeys, true, true}, 0});
   } else if (together) {
@@ -158,11 +163,12 @@ std::vector<Piece> gradient_pieces(const PartPlan& part, std::int64_t length, st
 
 Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length) {
   Levels levels;
+  const std::int64_t heads = batch * static_cast<std::int64_t>(plan.kind_of_head.size());
   for (std::size_t kind = 0; kind < plan.kinds.size(); ++kind) {
     const auto& parts = plan.kinds[kind].parts;
     if (levels.size() < parts.size()) levels.resize(parts.size());
     for (std::size_t number = 0; number < parts.size(); ++number)
-      for (const Span& span : spans(parts[number], length, kQueries, false))
+      for (const Span& span : spans(parts[number], length, queries_of_task(length, heads), false))
         for_each_head(plan, kind, batch, [&](std::int64_t b, std::int64_t h) {
           levels[number].push_back({&parts[number], number, b, h, span});
         });
@@ -203,37 +209,27 @@ bool reaches_every_key(const HeadPlan& head) {
          std::holds_alternative<Column>(first) || std::holds_alternative<Row>(first);
 }
 
-namespace {
-
-Group group_at(const PartTask& task, std::int64_t length, std::int64_t size, std::int64_t lane,
-               std::int64_t step) {
-  for (; lane < task.span.lane_end; ++lane, step = task.span.step_begin) {
-    const std::int64_t end = std::min(task.span.step_end, steps_below(*task.part, lane, length));
-    if (step < end) return {lane, step, std::min(end, step + size)};
-  }
-  return {};
-}
-
-}  // namespace
-
-Group first_group(const PartTask& task, std::int64_t length, std::int64_t size) {
-  return group_at(task, length, size, task.span.lane_begin, task.span.step_begin);
-}
-
-Group next_group(const PartTask& task, std::int64_t length, std::int64_t size, const Group& group) {
-  return group_at(task, length, size, group.lane, group.end);
-}
-
 Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows,
                Interval keys) {
   Tile tile;
   tile.rows = rows;
   tile.any = {part.keys(lane), 0};
   tile.all = {0, part.keys(lane)};
+  // In all folds the queries of a lane are evenly apart.
+  const Position query = part.query(lane, step), distance = part.query(lane, step + 1) - query;
+  const Interval first = part.reach(lane, step);
+  const std::int64_t steps = rows - 1;
+  const Interval last = steps == 0 ? first : part.reach(lane, step + steps);
+  // Each end stays or moves by one key at each step.
+  const std::int64_t begin_moves = last.begin - first.begin, end_moves = last.end - first.end;
+  const bool even = part.even() && (begin_moves == 0 || begin_moves == steps) &&
+                    (end_moves == 0 || end_moves == steps);
   for (int r = 0; r < rows; ++r) {
     const auto q = static_cast<std::size_t>(r);
-    tile.query[q] = part.query(lane, step + r);
-    Interval reach = part.reach(lane, step + r);
+    tile.query[q] = query + r * distance;
+    Interval reach = even ? Interval{first.begin + (begin_moves == 0 ? 0 : r),
+                                     first.end + (end_moves == 0 ? 0 : r)}
+                          : part.reach(lane, step + r);
     reach = {std::max(reach.begin, keys.begin), std::min(reach.end, keys.end)};
     if (reach.empty()) {
       tile.all = {};
@@ -251,9 +247,63 @@ Chunk make_chunk(const PartPlan& part, std::int64_t lane, std::int64_t first, In
   chunk.first = first;
   chunk.begin = static_cast<int>(std::max<std::int64_t>(keys.begin - first, 0));
   chunk.end = static_cast<int>(std::min(keys.end - first, kKeyChunk));
+  if (chunk.begin >= chunk.end) return chunk;
+  const bool even = part.even();
+  const Position origin = even ? part.key(lane, 0) : 0;
+  const Position distance = even ? part.key(lane, 1) - origin : 0;
   for (int j = chunk.begin; j < chunk.end; ++j)
-    chunk.position[static_cast<std::size_t>(j)] = part.key(lane, first + j);
+    chunk.position[static_cast<std::size_t>(j)] =
+        even ? origin + (first + j) * distance : part.key(lane, first + j);
   return chunk;
+}
+
+Jobs::Jobs(const PartTask& task, std::int64_t length, bool idle_tiles)
+    : task_(task), length_(length), idle_tiles_(idle_tiles) {}
+
+bool Jobs::next_group() {
+  const PartPlan& part = *task_.part;
+  const Group* const before = group_;
+  std::int64_t lane = before == nullptr ? task_.span.lane_begin : before->lane;
+  std::int64_t begin = before == nullptr ? task_.span.step_begin : before->end;
+  std::int64_t end = 0;
+  for (; lane < task_.span.lane_end; ++lane, begin = task_.span.step_begin) {
+    end = std::min(task_.span.step_end, steps_below(part, lane, length_));
+    if (begin < end) break;
+  }
+  if (lane >= task_.span.lane_end) return false;
+  group_ = before == nullptr || before == groups_ + 2 ? groups_ : group_ + 1;
+  Group& group = *group_;
+  group.lane = lane, group.begin = begin;
+  group.end = std::min(end, begin + kGroupTiles * kTile);
+  group.allowed = {part.keys_before(lane, task_.keys.begin),
+                   part.keys_before(lane, task_.keys.end)};
+  group.keys = {group.allowed.end, 0};
+  group.count = 0;
+  for (std::int64_t step = group.begin; step < group.end; step += kTile) {
+    const auto rows = static_cast<int>(std::min<std::int64_t>(kTile, group.end - step));
+    Tile& tile = group.tiles[static_cast<std::size_t>(group.count)];
+    tile = make_tile(part, lane, step, rows, group.allowed);
+    if (!tile.any.empty())
+      group.keys = {std::min(group.keys.begin, tile.any.begin),
+                    std::max(group.keys.end, tile.any.end)};
+    else if (!idle_tiles_)
+      continue;
+    ++group.count;
+  }
+  chunk_ = group.keys.begin / kKeyChunk * kKeyChunk;
+  return true;
+}
+
+bool Jobs::next(Job& job) {
+  const bool fresh = group_ == nullptr || chunk_ >= group_->keys.end;
+  if (fresh && !next_group()) return false;
+  job.group = group_;
+  job.first = fresh;
+  job.chunk =
+      group_->keys.empty() ? Chunk() : make_chunk(*task_.part, group_->lane, chunk_, group_->keys);
+  chunk_ += kKeyChunk;
+  job.last = chunk_ >= group_->keys.end;
+  return true;
 }
 
 namespace {
@@ -301,6 +351,8 @@ bool make_mask(const PartPlan& part, const Tile& tile, const Chunk& chunk, Mask&
   }
   mask.free_begin = local(tile.all.begin), mask.free_end = local(tile.all.end);
   if (mask.free_begin >= mask.free_end) mask.free_begin = mask.free_end = mask.end;
+  const bool odd = mask.begin % 2 != 0 || mask.end % 2 != 0;
+  if (!odd && !mask.by_pair && !mask.has_gaps()) return true;
   for (std::size_t q = 0; q < kTile; ++q)
     mask.from[q] = local(tile.reach[q].begin), mask.to[q] = local(tile.reach[q].end);
   if (mask.by_pair && !activate_by_pair(part, tile, chunk, mask)) {

@@ -45,19 +45,12 @@ struct PartTask {
   bool first_of_queries = true, first_of_keys = false;
 };
 
-// Steps [begin, end) of a lane that a task takes at a time.
-struct Group {
-  std::int64_t lane = 0, begin = 0, end = 0;
-  bool empty() const { return begin >= end; }
-};
-
-// The first group of a task, and the one behind `group`; at most `size` steps each, empty behind
-// the last.
-Group first_group(const PartTask& task, std::int64_t length, std::int64_t size);
-Group next_group(const PartTask& task, std::int64_t length, std::int64_t size, const Group& group);
-
 // Levels must run one after the other, the tasks of one level touch different rows.
 using Levels = std::vector<std::vector<PartTask>>;
+
+// Tasks of a part that suit any number of threads: more would start more often without rows that
+// were fetched ahead.
+inline constexpr std::int64_t kTasks = 128;
 
 // One level a part.
 Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length);
@@ -66,8 +59,7 @@ Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t
 // place. A lane that is too long for one task, or that shares keys with others, is cut into blocks
 // of positions: task (i, j) takes the queries of block i and the keys of block j <= i. The diagonal
 // comes first, then (i, j) at level (i + j) mod m, m the largest i - j: no two of them have a block
-// in common. So a part has some kGradientTasks tasks, whatever its lanes.
-inline constexpr std::int64_t kGradientTasks = 128;
+// in common. So a part has some kTasks tasks, whatever its lanes.
 Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length);
 
 // Whether each position is a key of its own query in the first part of the head: then the tasks of
@@ -98,7 +90,8 @@ struct Chunk {
 Chunk make_chunk(const PartPlan& part, std::int64_t lane, std::int64_t first, Interval keys);
 
 // Which pairs of a tile and a chunk are kept: of keys in [free_begin, free_end) all, of the others
-// in [begin, end) those with from[q] <= j < to[q], or by_pair those that are active.
+// in [begin, end) those with from[q] <= j < to[q], or by_pair those that are active. (Where there
+// are no others, from and to are not set.)
 struct Mask {
   int begin = 0, end = 0;  // even: kernels take keys two by two
   int free_begin = 0, free_end = 0;
@@ -111,12 +104,52 @@ struct Mask {
   bool has_gaps() const { return begin < free_begin || free_end < end; }
   bool keeps(int j, int q) const {
     const auto n = static_cast<std::size_t>(q);
+    if (j >= free_begin && j < free_end) return true;
     return by_pair ? active[j][n] != 0 : j >= from[n] && j < to[n];
   }
 };
 
 // False: no pair is kept, the tile skips the chunk.
 bool make_mask(const PartPlan& part, const Tile& tile, const Chunk& chunk, Mask& mask);
+
+// Tiles that share the packed keys of a chunk.
+inline constexpr int kGroupTiles = 8;
+
+struct Group {
+  std::int64_t lane = 0, begin = 0, end = 0;  // steps; begin == end: behind the last
+  Interval allowed;                           // the key indices that the task may touch
+  Interval keys;                              // of those, what the tiles reach
+  int count = 0;
+  std::array<Tile, kGroupTiles> tiles;
+};
+
+// One chunk of keys for the tiles of a group. A group that reaches no key has one job, whose chunk
+// is empty.
+struct Job {
+  Group* group = nullptr;
+  Chunk chunk;
+  bool first = false, last = false;  // of its group
+};
+
+// The jobs of a task in order, group by group, ascending chunks in each.
+class Jobs {
+ public:
+  // idle_tiles: whether tiles that reach no key count.
+  Jobs(const PartTask& task, std::int64_t length, bool idle_tiles);
+
+  // False: there are no more. A job is valid until the third call from its own.
+  bool next(Job& job);
+
+ private:
+  bool next_group();
+
+  const PartTask& task_;
+  std::int64_t length_;
+  bool idle_tiles_;
+  Group groups_[3];
+  Group* group_ = nullptr;
+  std::int64_t chunk_ = 0;  // the first key index of the next one
+};
 
 // Calls absorb(count, positions) for each chunk that holds kept keys of position i, in order.
 template <class Absorb>

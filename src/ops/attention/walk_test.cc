@@ -108,10 +108,11 @@ TEST(Walk, ThereAreEnoughTasks) {
     for (const std::int64_t heads : {4, 8}) {
       const AttentionPlan plan(
           std::vector(static_cast<std::size_t>(heads), parse_pattern(spec).heads(4)[0]), 12288);
-      std::size_t tasks = 0;
-      for (const auto& level : gradient_tasks(plan, 1, 12288))
-        tasks = std::max(tasks, level.size());
-      EXPECT_GE(tasks, 64u) << spec;
+      for (const auto& levels : {forward_tasks(plan, 1, 12288), gradient_tasks(plan, 1, 12288)}) {
+        std::size_t tasks = 0;
+        for (const auto& level : levels) tasks = std::max(tasks, level.size());
+        EXPECT_GE(tasks, 64u) << spec;
+      }
     }
 }
 
