@@ -41,7 +41,7 @@ struct StepReport {
   double seconds = 0;  // of this step
   double symbols_per_second = 0;
   double flops_per_second = 0;       // needed ones (recomputation not counted)
-  double peak_flops_per_second = 0;  // measured once at the start (f32 matrix product); 0: unknown
+  double peak_flops_per_second = 0;  // of matrix products in train.precision, measured at the start
   std::int64_t memory = 0;           // resident bytes of the process
   double eta_seconds = 0;
   bool skipped = false;  // update left out: non-finite gradient

@@ -7,6 +7,7 @@
 #include "files/checkpoint.h"
 #include "files/files.h"
 #include "longstride/error.h"
+#include "ops/linear/linear.h"
 #include "ops/linear/peak.h"
 #include "train/checkpoint_state.h"
 #include "train/flops.h"
@@ -72,6 +73,15 @@ void Trainer::resume() {
   if (observer_.on_resume) observer_.on_resume(saved.step, newest->folder);
 }
 
+double Trainer::measure_peak() const {
+  if (config_.train.precision != "bf16") return ops::measure_peak_flops();
+  if (!ops::bf16_is_native())
+    warn(
+        "train: this processor has no bf16 instructions; train.precision=bf16 saves memory, not "
+        "time");
+  return ops::measure_peak_bf16_flops();
+}
+
 TrainResult Trainer::run() {
   const std::int64_t steps = config_.train.steps;
   const std::int64_t stop_at = options_.stop_at.value_or(steps);
@@ -82,7 +92,7 @@ TrainResult Trainer::run() {
   log_.emplace(options_.run, state_.step + 1, about_.metrics_bytes, observer_.on_warning);
   flops_a_step_ = training_flops(config_.model, layout_) *
                   static_cast<double>(config_.train.batch * config_.model.context);
-  peak_flops_ = ops::measure_peak_flops();
+  peak_flops_ = measure_peak();
   first_step_ = state_.step;
   began_ = std::chrono::steady_clock::now();
 

@@ -38,6 +38,7 @@ class Trainer {
   bool stop_wanted() const;
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
   TrainResult result(bool stopped) const;
+  double measure_peak() const;  // flops a second of matrix products, in the precision of the run
   void warn(const std::string& line) const;
 
   const TrainOptions& options_;

@@ -6,7 +6,7 @@
 // index_a(i): i written in the mixed radix of the axes (last axis fastest): axes {rows, columns,
 // channels}: i = (row * columns + column) * channels + channel. As in the released code, step i
 // sees the position of byte i-1, and byte N-1 is never an input.
-// Backward: columns of the width are divided among tasks; each walks the rows in order.
+// Backward: columns of each table are divided among tasks; each walks the rows in order.
 #pragma once
 
 #include <cstdint>

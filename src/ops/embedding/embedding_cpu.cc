@@ -1,5 +1,7 @@
-// The loops of embedding_ref.h, threaded: rows are independent forward, columns backward.
+// The loops of embedding_ref.h, threaded: rows are independent forward, columns and tables
+// backward.
 // Bound: memory, 4 (1 + tables) bytes an element.
+#include "base/integers.h"
 #include "base/threads.h"
 #include "ops/embedding/embedding_ref.h"
 
@@ -14,8 +16,11 @@ void embedding(const Embedding<float>& op) {
 
 void embedding_backward(const EmbeddingBackward<float>& op) {
   constexpr std::int64_t kColumns = 64;  // wide enough for whole cache lines in a row
-  parallel_ranges(op.dy.cols, kColumns, [&](std::int64_t begin, std::int64_t end) {
-    ref::embedding_backward_columns(op, begin, end);
+  const auto tables = static_cast<std::int64_t>(op.daxes.size()) + 1;
+  parallel_for(tables * ceil_div(op.dy.cols, kColumns), [&](std::int64_t task) {
+    const std::int64_t begin = task / tables * kColumns;
+    ref::embedding_backward_table(op, static_cast<std::size_t>(task % tables), begin,
+                                  std::min(op.dy.cols, begin + kColumns));
   });
 }
 

@@ -1,5 +1,5 @@
 // The formula of embedding.h, in any precision, and its walk over rows, which the threaded version
-// shares: it runs the same loops on a range of rows (forward) or columns (backward).
+// shares: it runs the same loops on a range of rows (forward) or columns of a table (backward).
 #pragma once
 
 #include <algorithm>
@@ -37,23 +37,22 @@ void embedding_rows(const Embedding<Real>& op, std::int64_t begin, std::int64_t 
   }
 }
 
-// Columns [begin, end) of all gradients, rows in order.
+// Columns [begin, end) of the gradient of one table, rows in order: table 0 is `bytes` (and start),
+// table a > 0 axis a - 1.
 template <class Real>
-void embedding_backward_columns(const EmbeddingBackward<Real>& op, std::int64_t begin,
-                                std::int64_t end) {
+void embedding_backward_table(const EmbeddingBackward<Real>& op, std::size_t table,
+                              std::int64_t begin, std::int64_t end) {
+  std::int64_t below = 1;  // positions in a row of the axis
+  for (std::size_t axis = table; axis < op.daxes.size(); ++axis) below *= op.daxes[axis].rows;
   for (std::int64_t r = 0; r < op.batch * op.length; ++r) {
     const std::int64_t position = r % op.length;
+    Real* into = nullptr;
+    if (table > 0 && position > 0)
+      into = op.daxes[table - 1].row((position - 1) / below % op.daxes[table - 1].rows);
+    else if (table == 0)
+      into = position > 0 ? op.dbytes.row(op.tokens[r - 1]) : op.dstart.data;
     const Real* const dy = op.dy.row(r);
-    const auto add_to = [&](Real* into) {
-      for (std::int64_t c = begin; c < end; ++c) into[c] += dy[c];
-    };
-    if (position == 0) {
-      add_to(op.dstart.data);
-      continue;
-    }
-    add_to(op.dbytes.row(op.tokens[r - 1]));
-    for_axes(op.daxes, position - 1,
-             [&](Matrix<Real> table, std::int64_t at) { add_to(table.row(at)); });
+    for (std::int64_t c = begin; into && c < end; ++c) into[c] += dy[c];
   }
 }
 
@@ -64,7 +63,8 @@ void embedding(const Embedding<Real>& op) {
 
 template <class Real>
 void embedding_backward(const EmbeddingBackward<Real>& op) {
-  embedding_backward_columns(op, 0, op.dy.cols);
+  for (std::size_t table = 0; table <= op.daxes.size(); ++table)
+    embedding_backward_table(op, table, 0, op.dy.cols);
 }
 
 }  // namespace longstride::ops::ref

@@ -46,6 +46,9 @@ void linear_backward(const LinearBackward<double>& op);
 void linear_backward(const LinearBackward<bf16>& op);
 void linear_backward(const LinearBackward<bf16, float>& op);
 
+// Whether the CPU has instructions for products of bf16 (AVX512_BF16, AMX).
+bool bf16_is_native();
+
 namespace cpu {  // shapes are checked
 void linear_forward(const Linear<float>& op);
 void linear_forward(const Linear<bf16>& op);

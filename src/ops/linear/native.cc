@@ -33,7 +33,7 @@ constexpr std::int64_t kRows = 128, kFewRows = 64;  // of a task where rows are 
 constexpr std::int64_t kTasks = 16;                 // enough for many threads
 constexpr std::int64_t kDepth = 512;                // rows of x and dy in one call for dW
 
-// Whether oneDNN multiplies bf16 here. Respects a choice of instruction sets forced on Highway.
+// Respects a choice of instruction sets forced on Highway.
 bool available() {
   static const bool has_bf16 = [] {
     const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
@@ -256,3 +256,9 @@ bool multiply_natively(const Product<bf16, bf16>& p) { return available() && mul
 bool multiply_tile_natively(const GradientTile<bf16>& t) { return available() && gradient_tile(t); }
 
 }  // namespace longstride::ops::cpu
+
+namespace longstride::ops {
+
+bool bf16_is_native() { return cpu::available(); }
+
+}  // namespace longstride::ops
