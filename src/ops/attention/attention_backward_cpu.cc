@@ -96,6 +96,11 @@ HWY_NOINLINE void begin_tile(const BackwardTask<A>& task, const Tile& cut, Backw
     if (rows < kTile) std::fill_n(to, width * kTile, 0.0f);
     transpose([&](int r) { return from + r * width; }, rows, width, to, kTile);
   };
+  for (int r = 0; r < std::min(rows, kRowsAhead); ++r) {
+    const Position i = cut.query[static_cast<std::size_t>(r)];
+    prefetch_row(op.dout.at(b, i, h), op.v.width);
+    prefetch_row(op.q.at(b, i, h), op.q.width);
+  }
   // D, with dqt and dout as room for O, before they get what they are for.
   float* const out_t = state.dqt;
   pack_queries(op.out, b, h, cut, state.dout);
