@@ -45,7 +45,7 @@ class Model(nn.Module):
                                              for n in (256, rows, a.stride))
         self.start = nn.Parameter(torch.randn(a.width) * 0.02)
         self.blocks = nn.ModuleList(Block(a.width, a.heads, attention) for _ in range(a.layers))
-        self.norm, self.head = nn.LayerNorm(a.width), nn.Linear(a.width, 256)
+        self.norm, self.head = nn.LayerNorm(a.width), nn.Linear(a.width, 256, bias=False)
 
     def forward(self, tokens):
         batch, length = tokens.shape
