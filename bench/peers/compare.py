@@ -24,6 +24,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+PRESET = os.path.relpath(HERE / "strided-10m.toml")
 PARTS = ("attention", "train", "growth", "ops", "sample")
 
 
@@ -129,7 +130,7 @@ class Runner:
 
     def train(self):
         def step(precision):
-            return self.ours("train", "--preset", HERE / "strided-10m.toml", "--steps",
+            return self.ours("train", "--preset", PRESET, "--steps",
                              self.a.steps, "--set", f"train.precision={precision}", "--set",
                              f"model.context={self.a.length}")
         return {"longstride": {p: step(p) for p in ("f32", "bf16")},
@@ -144,7 +145,7 @@ class Runner:
         return self.ours("ops")
 
     def sample(self):
-        return self.ours("sample", "--preset", HERE / "strided-10m.toml")
+        return self.ours("sample", "--preset", PRESET)
 
 
 def seconds_of(attention, pattern, precision):
