@@ -7,7 +7,7 @@
 
 #include "base/threads.h"
 #include "ops/attention/attention_amx_tasks.h"
-#include "ops/attention/scratch.h"
+#include "ops/scratch.h"
 #include "tensor/tensor.h"
 
 #if HWY_ARCH_X86_64 && defined(__linux__)
@@ -58,7 +58,10 @@ LaneLists& lane_lists() {
   return lists;
 }
 
-unsigned char* memory_of(const Arena& measured) { return scratch<unsigned char>(measured.size()); }
+unsigned char* memory_of(const Arena& measured) {
+  thread_local ScratchOf<unsigned char> memory;
+  return memory.at_least(measured.size());
+}
 
 // O between the parts of unions, [B, H, N, d_v] floats: out would round it at each part.
 float* between_parts(const Attention<bf16>& op) {

@@ -16,8 +16,8 @@
 
 #include "base/threads.h"
 #include "ops/attention/attention_cpu.h"
-#include "ops/attention/scratch.h"
 #include "ops/attention/walk.h"
+#include "ops/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/attention/attention_backward_cpu.cc"
@@ -251,8 +251,9 @@ void differentiate(const BackwardTask<A>& task, const Job& job, std::int64_t tou
 HWY_MAYBE_UNUSED BackwardScratch prepare(std::int64_t qk_width, std::int64_t v_width) {
   BackwardScratch at;
   const std::int64_t widest = std::max(qk_width, v_width);
-  float* free = scratch<float>(kGroupTiles * kTile * (2 * (qk_width + v_width) + widest) +
-                               kKeyChunk * 2 * (qk_width + v_width) + 4 * kKeyChunk * kTile);
+  thread_local Scratch memory;
+  float* free = memory.at_least(kGroupTiles * kTile * (2 * (qk_width + v_width) + widest) +
+                                kKeyChunk * 2 * (qk_width + v_width) + 4 * kKeyChunk * kTile);
   const auto take = [&](std::int64_t size) {
     free += size;
     return free - size;

@@ -16,8 +16,8 @@
 #include "base/threads.h"
 #include "ops/attention/attention_cpu.h"
 #include "ops/attention/row.h"
-#include "ops/attention/scratch.h"
 #include "ops/attention/walk.h"
+#include "ops/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/attention/attention_forward_cpu.cc"
@@ -229,8 +229,9 @@ void queue_rows(const ForwardTask<A>& task, float* queries, ForwardJob& job,
 
 template <class A>
 void prepare(std::int64_t qk_width, std::int64_t v_width, ForwardScratch<A>& at) {
-  float* free = scratch<float>((3 * qk_width + v_width) * kGroupTiles * kTile +
-                               3 * kKeyChunk * (qk_width + v_width + kTile) + kTile * v_width);
+  thread_local Scratch memory;
+  float* free = memory.at_least((3 * qk_width + v_width) * kGroupTiles * kTile +
+                                3 * kKeyChunk * (qk_width + v_width + kTile) + kTile * v_width);
   const auto take = [&](std::int64_t size) {
     free += size;
     return free - size;

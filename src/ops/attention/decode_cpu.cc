@@ -9,8 +9,8 @@
 #include "base/threads.h"
 #include "ops/attention/attention_cpu.h"
 #include "ops/attention/row.h"
-#include "ops/attention/scratch.h"
 #include "ops/attention/walk.h"
+#include "ops/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/attention/decode_cpu.cc"
@@ -114,7 +114,8 @@ void decode_head(const Decode<float>& op, std::int64_t h) {
       cache.plan()
           .kinds[static_cast<std::size_t>(cache.plan().kind_of_head[static_cast<std::size_t>(h)])]
           .parts;
-  float* const part_out = scratch<float>(v_width);
+  thread_local Scratch memory;
+  float* const part_out = memory.at_least(v_width);
   const auto absorb = HWY_DYNAMIC_DISPATCH(absorb_chunk);
   const float *k[kKeyChunk + kSlack], *v[kKeyChunk];
   float lse = kNoKeys<float>;

@@ -21,7 +21,7 @@
 #include "base/integers.h"
 #include "base/threads.h"
 #include "longstride/error.h"
-#include "ops/linear/scratch.h"
+#include "ops/scratch.h"
 
 namespace longstride::ops::cpu {
 

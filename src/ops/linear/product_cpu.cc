@@ -18,14 +18,14 @@
 #include "hwy/cache_control.h"
 #include "ops/linear/pack-inl.h"
 #include "ops/linear/product.h"
-#include "ops/linear/scratch.h"
+#include "ops/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace longstride::ops::HWY_NAMESPACE {
 
 namespace {
 
-using cpu::Operand, cpu::Product, cpu::Scratch, cpu::Start;
+using cpu::Operand, cpu::Product, cpu::Start;
 
 // c = start + a b for a tile; a and b packed, `depth` deep.
 template <bool kTransposed, class C>

@@ -9,7 +9,7 @@
 #include "base/threads.h"
 #include "ops/linear/native.h"
 #include "ops/linear/product.h"
-#include "ops/linear/scratch.h"
+#include "ops/scratch.h"
 
 namespace longstride::ops::cpu {
 

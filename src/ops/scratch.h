@@ -3,12 +3,13 @@
 
 #include "tensor/tensor.h"
 
-namespace longstride::ops::cpu {
+namespace longstride::ops {
 
+// To be thread_local.
 template <class T>
 class ScratchOf {
  public:
-  // Its content is whatever the last call left.
+  // Aligned to 64 bytes; its content is whatever the last call left.
   T* at_least(std::int64_t size) {
     if (values_.size() < size) values_ = Buffer<T>(size);
     return values_.data();
@@ -19,4 +20,4 @@ class ScratchOf {
 };
 using Scratch = ScratchOf<float>;
 
-}  // namespace longstride::ops::cpu
+}  // namespace longstride::ops
