@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "base/threads.h"
+#include "ops/attention/walk.h"
 
 namespace longstride::ops::cpu {
 
@@ -47,8 +48,8 @@ std::vector<std::vector<Piece>> pieces(const PartPlan& part, std::int64_t length
 // Whether some query of the task reaches a key of it.
 bool meets(const TileTask& task) {
   for (std::int64_t lane = task.lane_begin; lane < task.lane_end; ++lane) {
-    const std::int64_t begin = steps_before(*task.part, lane, task.queries.begin);
-    const std::int64_t end = steps_before(*task.part, lane, task.queries.end);
+    const std::int64_t begin = steps_below(*task.part, lane, task.queries.begin);
+    const std::int64_t end = steps_below(*task.part, lane, task.queries.end);
     if (begin == end) continue;
     const std::int64_t low =
         std::max(task.part->keys_before(lane, task.keys.begin), task.reach->at(lane, begin).begin);
@@ -57,13 +58,6 @@ bool meets(const TileTask& task) {
       return true;
   }
   return false;
-}
-
-// Each query sees the key at its own position, which no other lane sees.
-bool sees_itself(const PartPlan& part) {
-  const Part& p = part.part();
-  return std::holds_alternative<Dense>(p) || std::holds_alternative<Local>(p) ||
-         std::holds_alternative<Row>(p) || std::holds_alternative<Column>(p);
 }
 
 // All lanes see the same few keys: those of the first positions.
@@ -97,19 +91,6 @@ void list_keys(const PartPlan& part, std::int64_t lane, std::int64_t begin, std:
 }
 
 }  // namespace
-
-std::int64_t steps_before(const PartPlan& part, std::int64_t lane, Position x) {
-  std::int64_t low = 0, high = part.steps(lane);  // positions ascend within a lane
-  if (part.query(lane, high - 1) < x) return high;
-  while (low < high) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (part.query(lane, middle) < x)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
 
 ReachTable::ReachTable(const PartPlan& part, std::int64_t length)
     : steps_(part.steps(0)), reach_(static_cast<std::size_t>(part.lanes() * steps_)) {
@@ -175,20 +156,18 @@ void TileTasks::add_level(std::size_t& level, const std::vector<TileTask>& tasks
   if (tasks.empty()) return;
   if (levels_.size() <= level) levels_.resize(level + 1);
   for (const TileTask& t : tasks)
-    for (std::int64_t b = 0; b < batch; ++b)
-      for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h) {
-        if (plan.kind_of_head[h] != static_cast<std::int64_t>(kind)) continue;
-        levels_[level].push_back(t);
-        levels_[level].back().batch = b;
-        levels_[level].back().head = static_cast<std::int64_t>(h);
-      }
+    for_each_head(plan, kind, batch, [&](std::int64_t b, std::int64_t h) {
+      levels_[level].push_back(t);
+      levels_[level].back().batch = b;
+      levels_[level].back().head = h;
+    });
   ++level;
 }
 
 LaneBlock LaneLists::list(const TileTask& task, std::int64_t lane, std::int64_t align) {
   const PartPlan& part = *task.part;
-  const std::int64_t begin = steps_before(part, lane, task.queries.begin);
-  const std::int64_t end = steps_before(part, lane, task.queries.end);
+  const std::int64_t begin = steps_below(part, lane, task.queries.begin);
+  const std::int64_t end = steps_below(part, lane, task.queries.end);
   LaneBlock block;
   block.part = &part;
   block.masked = part.masked();

@@ -46,9 +46,6 @@ struct TileTask {
 // Keys that may be summed apart: positions [0, kFewKeys).
 inline constexpr std::int64_t kFewKeys = 64;
 
-// Steps of the lane at positions < x.
-std::int64_t steps_before(const PartPlan& part, std::int64_t lane, Position x);
-
 class TileTasks {
  public:
   TileTasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length, bool backward);

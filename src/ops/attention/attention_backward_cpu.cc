@@ -316,10 +316,10 @@ constexpr std::int64_t kRows = 64;  // of a task
 template <class A>
 void clear_sums(const AttentionBackward<A>& op) {
   std::vector<std::int64_t> heads;
-  for (std::int64_t h = 0; h < op.q.heads; ++h)
-    if (!reaches_every_key(op.plan->kinds[static_cast<std::size_t>(
-            op.plan->kind_of_head[static_cast<std::size_t>(h)])]))
-      heads.push_back(h);
+  for (std::int64_t h = 0; h < op.q.heads; ++h) {
+    const auto kind = static_cast<std::size_t>(op.plan->kind_of_head[static_cast<std::size_t>(h)]);
+    if (!sees_itself(op.plan->kinds[kind].parts.front())) heads.push_back(h);
+  }
   if (heads.empty()) return;
   const std::int64_t N = op.q.length;
   parallel_ranges(op.q.batch * N, kRows, [&](std::int64_t begin, std::int64_t end) {

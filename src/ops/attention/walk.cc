@@ -6,6 +6,7 @@ namespace longstride::ops {
 
 std::int64_t steps_below(const PartPlan& part, std::int64_t lane, std::int64_t length) {
   std::int64_t low = 0, high = part.steps(lane);  // positions ascend within a lane
+  if (part.query(lane, high - 1) < length) return high;
   while (low < high) {
     const std::int64_t middle = low + (high - low) / 2;
     if (part.query(lane, middle) < length)
@@ -41,15 +42,6 @@ std::vector<Span> spans(const PartPlan& part, std::int64_t length, std::int64_t 
 }
 
 namespace {
-
-// Calls add(kind, head, batch) for each head of the batch; kinds ascend.
-template <class Add>
-void for_each_head(const AttentionPlan& plan, std::size_t kind, std::int64_t batch, Add&& add) {
-  for (std::int64_t b = 0; b < batch; ++b)
-    for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h)
-      if (plan.kind_of_head[h] == static_cast<std::int64_t>(kind))
-        add(b, static_cast<std::int64_t>(h));
-}
 
 // Enough queries for a task to be worth starting.
 constexpr std::int64_t kQueries = kGroupTiles * kTile;
@@ -191,7 +183,7 @@ Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_
         piece.task.number = number;
         piece.task.first_of_queries = piece.task.first_of_queries && number == 0;
         piece.task.first_of_keys =
-            piece.task.first_of_keys && number == 0 && reaches_every_key(head);
+            piece.task.first_of_keys && number == 0 && sees_itself(head.parts.front());
         for_each_head(plan, kind, batch, [&](std::int64_t b, std::int64_t h) {
           piece.task.batch = b, piece.task.head = h;
           levels[at].push_back(piece.task);
@@ -203,10 +195,10 @@ Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_
   return levels;
 }
 
-bool reaches_every_key(const HeadPlan& head) {
-  const Part& first = head.parts.front().part();
-  return std::holds_alternative<Dense>(first) || std::holds_alternative<Local>(first) ||
-         std::holds_alternative<Column>(first) || std::holds_alternative<Row>(first);
+bool sees_itself(const PartPlan& part) {
+  const Part& p = part.part();
+  return std::holds_alternative<Dense>(p) || std::holds_alternative<Local>(p) ||
+         std::holds_alternative<Column>(p) || std::holds_alternative<Row>(p);
 }
 
 Tile make_tile(const PartPlan& part, std::int64_t lane, std::int64_t step, int rows,

@@ -62,9 +62,18 @@ Levels forward_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t
 // in common. So a part has some kTasks tasks, whatever its lanes.
 Levels gradient_tasks(const AttentionPlan& plan, std::int64_t batch, std::int64_t length);
 
-// Whether each position is a key of its own query in the first part of the head: then the tasks of
-// the diagonal reach every key, else dK and dV have to be cleared first.
-bool reaches_every_key(const HeadPlan& head);
+// Whether each query sees the key at its own position, which no other lane sees. Where the first
+// part of a head does, gradients of all keys are reached, else dK and dV have to be cleared first.
+bool sees_itself(const PartPlan& part);
+
+// Calls add(batch, head) for each head of the kind.
+template <class Add>
+void for_each_head(const AttentionPlan& plan, std::size_t kind, std::int64_t batch, Add&& add) {
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::size_t h = 0; h < plan.kind_of_head.size(); ++h)
+      if (plan.kind_of_head[h] == static_cast<std::int64_t>(kind))
+        add(b, static_cast<std::int64_t>(h));
+}
 
 struct Tile {
   int rows = 0;  // the rest of the kTile rows sees no key
