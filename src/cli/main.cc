@@ -66,6 +66,13 @@ int run(Program& program, int argc, char** argv) {
                          !extras.front().starts_with('-');
     if (!command) return fail(kUsage, std::string("usage: ") + e.what());
     return fail(kUsage, "usage: '" + extras.front() + "' is not a command, see longstride --help");
+  } catch (const CLI::RequiredError& e) {
+    for (const CLI::App* command : program.app.get_subcommands())
+      for (const std::string& word : command->remaining())
+        if (command->get_subcommands().empty() && !word.starts_with('-'))
+          return fail(kUsage, "usage: '" + word + "' is not a command, see longstride " +
+                                  command->get_name() + " --help");
+    return fail(kUsage, std::string("usage: ") + e.what());
   } catch (const CLI::ParseError& e) {
     return fail(kUsage, std::string("usage: ") + e.what());
   }
