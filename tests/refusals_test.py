@@ -76,6 +76,8 @@ class Refusals(unittest.TestCase):
         self.refuse("inspect")
         self.refuse("inspect", "nothing")
         self.refuse("bench")
+        self.refuse("bench", "attentoin",
+                    says="'attentoin' is not a command, see longstride bench --help")
         self.refuse("bench", "attention", "--min-length", "0")
         self.refuse("bench", "attention", "--min-length", "64", "--max-length", "8")
         self.refuse("bench", "train", "--steps", "0")

@@ -246,27 +246,8 @@ void expect_isolated_rows(const AttentionPlan& plan, std::uint64_t seed, TileUni
   for (Position at = static_cast<Position>(seed % 4); at < shape.length; at += 13) {
     const bf16 poison = of_bits(at % 2 == 0 ? kNaN : kInfinity);
     TileProblem keys(plan, shape, seed), queries(plan, shape, seed);
-    for (Position j = 0; j < shape.length; ++j) {
-      if (!plan.patterns[0].attends(at, j))
-        for (auto* x : {&keys.k, &keys.v})
-          std::fill_n(x->heads.at(0, j, 0), x->heads.width, poison);
-      if (!plan.patterns[0].attends(j, at))
-        for (auto* x : {&queries.q, &queries.dout})
-          std::fill_n(x->heads.at(0, j, 0), x->heads.width, poison);
-    }
-    const Result<float> row = keys.run(unit), key = queries.run(unit);
-    const auto same = [&](const std::vector<float>& a, const std::vector<float>& b,
-                          std::int64_t width) {
-      const auto cut = [&](const std::vector<float>& x) {
-        return std::vector<float>(x.begin() + at * width, x.begin() + (at + 1) * width);
-      };
-      return test::same_bits(cut(a), cut(b));
-    };
-    EXPECT_TRUE(same(row.out, clean.out, 7)) << "out of row " << at;
-    EXPECT_TRUE(same(row.lse, clean.lse, 1)) << "lse of row " << at;
-    EXPECT_TRUE(same(row.dq, clean.dq, 9)) << "dq of row " << at;
-    EXPECT_TRUE(same(key.dk, clean.dk, 9)) << "dk of key " << at;
-    EXPECT_TRUE(same(key.dv, clean.dv, 7)) << "dv of key " << at;
+    test::expect_isolated(plan, at, poison, clean, keys, queries,
+                          [&](const TileProblem& problem) { return problem.run(unit); });
   }
 }
 

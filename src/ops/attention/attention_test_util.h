@@ -165,4 +165,33 @@ inline const std::vector<std::string>& typical_specs() {
   return specs;
 }
 
+// Of one batch entry and head. Poisons, in `keys`, what row `at` may not see: the row keeps the
+// bits that it has in `clean`. In `queries`, what does not see key `at`: its gradients keep theirs.
+// run(problem) gives its results.
+template <class Inputs, class Poison, class T, class Run>
+void expect_isolated(const AttentionPlan& plan, Position at, Poison poison, const Result<T>& clean,
+                     Inputs& keys, Inputs& queries, const Run& run) {
+  const auto& shape = keys.q.heads;
+  for (Position j = 0; j < shape.length; ++j) {
+    if (!plan.patterns[0].attends(at, j))
+      for (auto* x : {&keys.k, &keys.v}) std::fill_n(x->heads.at(0, j, 0), x->heads.width, poison);
+    if (!plan.patterns[0].attends(j, at))
+      for (auto* x : {&queries.q, &queries.dout})
+        std::fill_n(x->heads.at(0, j, 0), x->heads.width, poison);
+  }
+  const Result<T> row = run(keys), key = run(queries);
+  const auto same = [&](const std::vector<T>& a, const std::vector<T>& b, std::int64_t width) {
+    const auto cut = [&](const std::vector<T>& x) {
+      return std::vector<T>(x.begin() + at * width, x.begin() + (at + 1) * width);
+    };
+    return same_bits(cut(a), cut(b));
+  };
+  const std::int64_t qk_width = keys.q.heads.width, v_width = keys.v.heads.width;
+  EXPECT_TRUE(same(row.out, clean.out, v_width)) << "out of row " << at;
+  EXPECT_TRUE(same(row.lse, clean.lse, 1)) << "lse of row " << at;
+  EXPECT_TRUE(same(row.dq, clean.dq, qk_width)) << "dq of row " << at;
+  EXPECT_TRUE(same(key.dk, clean.dk, qk_width)) << "dk of key " << at;
+  EXPECT_TRUE(same(key.dv, clean.dv, v_width)) << "dv of key " << at;
+}
+
 }  // namespace longstride::test
