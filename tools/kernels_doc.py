@@ -19,7 +19,8 @@ The floor of a row is the larger of its needed flops over the matrix product rat
 and its least bytes over the copy rate, both measured in the same run; the fraction is floor / time.
 Needed flops of attention are those of the pairs that the pattern keeps; tiles of 16 queries also
 compute pairs that it does not, and "in tiles" counts all of those. Arrays that stay in cache may
-pass 100 % of the copy. Times are those of the fastest call.
+pass 100 % of the copy. Times are those of the fastest call. A call of PyTorch that takes longer than
+its budget (`--budget`; in training four times that) is made once, without a warm-up.
 """
 
 FORMULAS = """## Formulas and bounds

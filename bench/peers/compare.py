@@ -160,7 +160,17 @@ def ratio(what, value, target):
     return {"what": what, "value": value, "target": target, "met": value >= target}
 
 
+def part_ratios(attention):
+    """Work in tiles against the matrix product, of single parts and of fixed, which is two."""
+    for row in attention["longstride"]["rows"]:
+        name, passing = row["series"].removeprefix("attention ").rsplit(", ", 1)
+        if row["precision"] == "f32" and name.startswith(("local", "column", "row", "fixed")):
+            yield ratio(f"{name}, {passing}, f32: tiles of the matrix product", row["tile_share"],
+                        0.5 if passing == "forward" else 0.4)
+
+
 def attention_ratios(attention):
+    yield from part_ratios(attention)
     peer = attention["pytorch"]
     if not peer:
         return
