@@ -15,8 +15,17 @@ endfunction()
 foreach(library ${LONGSTRIDE_LAYERS})
   string(REPLACE longstride_ "" layer ${library})
   file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${layer}/*_test.cc)
+  set(gpu_tests ${tests})
+  list(FILTER tests EXCLUDE REGEX "_gpu_test\\.cc$")
+  list(FILTER gpu_tests INCLUDE REGEX "_gpu_test\\.cc$")
   if(tests)
     longstride_test(${library}_test ${library} ${tests})
+  endif()
+  if(gpu_tests AND LONGSTRIDE_HAS_CUDA)
+    longstride_test(${library}_gpu_test ${library} ${gpu_tests})
+    # Each says "no CUDA device: ..." and is skipped where there is none.
+    set_tests_properties(${library}_gpu_test PROPERTIES LABELS gpu SKIP_REGULAR_EXPRESSION
+                         "no CUDA device")
   endif()
 endforeach()
 
