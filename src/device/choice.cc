@@ -1,0 +1,28 @@
+#include "device/choice.h"
+
+#include "device/device.h"
+#include "longstride/error.h"
+
+namespace longstride::device {
+
+namespace {
+
+constexpr int kLeastMajor = 8;  // of the compute capability, as in require()
+
+}  // namespace
+
+bool on_cuda(const char* who, const std::string& device) {
+  if (device == "cpu") return false;
+  if (device == "cuda") {
+    require(who);
+    return true;
+  }
+  if (device != "auto")
+    throw invalid_argument(who, ": device is \"", device, "\", want auto, cpu or cuda");
+  const auto all = devices();
+  return !all.empty() && all[0].major >= kLeastMajor;
+}
+
+std::string name_of(bool cuda) { return cuda ? text("cuda (", devices().at(0).name, ")") : "cpu"; }
+
+}  // namespace longstride::device
