@@ -20,7 +20,7 @@ struct CrossEntropy {
   Vector<float> nats;
   Matrix<A> dlogits;
   float scale = 1;
-  const float* device_scale = nullptr;
+  const double* device_scale = nullptr;
 };
 template <class A>
 void cross_entropy(device::Stream stream, const CrossEntropy<A>& op);
