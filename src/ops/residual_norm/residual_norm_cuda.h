@@ -9,7 +9,7 @@
 //
 // Dropout is that of ops/residual (same draws on CPU and GPU). Needs neither h nor mean in
 // backward: xhat is kept. Bytes a row: forward C (4 + 4 + 2 sizeof(A)), backward C (8 + 3
-// sizeof(A)); bound by memory.
+// sizeof(A)); bound by memory. C is at most 4096; xhat may be branch, dbranch may be dxhat or xhat.
 #pragma once
 
 #include "device/cuda.h"
