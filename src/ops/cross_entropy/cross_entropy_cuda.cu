@@ -32,7 +32,7 @@ struct Args {
   float* nats;
   A* dlogits;  // or null
   float scale;
-  const float* device_scale;  // or null
+  const double* device_scale;  // or null
 };
 
 template <class A>
@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(Args<A> op) {
   if (target / 4 % 32 == lane) op.nats[row] = logf(sum) - chosen;
   if (op.dlogits == nullptr) return;
 
-  const float scale = op.device_scale == nullptr ? op.scale : op.scale * *op.device_scale;
+  const float scale =
+      op.device_scale == nullptr ? op.scale : op.scale * static_cast<float>(*op.device_scale);
   const float share = 1 / sum;
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
@@ -137,8 +138,9 @@ void cross_entropy(device::Stream stream, const CrossEntropy<A>& op) {
     throw invalid_argument("cross_entropy: no targets for ", R, " rows");
   if (R == 0) return;
   const auto blocks = static_cast<unsigned>(ceil_div(R, kThreads / 32));
-  cross_entropy_kernel<A><<<blocks, kThreads, 0, stream>>>(
-      {R, op.logits.data, op.targets, op.nats.data, op.dlogits.data, op.scale, op.device_scale});
+  const Args<A> args{R,        op.logits.data, op.targets, op.nats.data, op.dlogits.data,
+                     op.scale, op.device_scale};
+  cross_entropy_kernel<<<blocks, kThreads, 0, stream>>>(args);
   device::launched(stream, "cross_entropy ", R, "x", kSymbols);
 }
 
