@@ -3,8 +3,11 @@
 //
 //   g = grad / loss_scale     finite: loss and norm are     clip as in adamw.h
 //   not finite: nothing changes but the counts and the scale
-//   loss scale (fp16; facts.md section 3): x growth after a good step, halved after a bad one, >=
-//   floor
+//   loss scale (fp16): x growth after a good step, halved after a bad one, >= floor. While it can
+//   be halved and the loss is finite, a gradient that is not is an overflow: the step is skipped
+//   whatever the policy for non-finite numbers is
+// The step that halts changes nothing but `halted`, nats, norm and was_skipped; those after it
+// change nothing.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +47,8 @@ struct UpdateConfig {
 
 class Update {
  public:
-  // decayed: ascending, disjoint ranges, multiples of 16 (padding between tensors may be inside).
+  // extent: a multiple of 16. decayed: ascending, disjoint ranges, multiples of 16 (padding between
+  // tensors may be inside).
   Update(std::int64_t extent, const std::vector<DecayRange>& decayed, const UpdateConfig& config);
   ~Update();
   static std::int64_t bytes(std::int64_t extent);
