@@ -30,6 +30,11 @@ __device__ inline void arrive_expecting(Address barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+// Ordinary writes to shared memory before this come before copies of the copy engine behind it (and
+// a barrier of the threads).
+__device__ inline void async_after_writes() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 // Until the phase of this parity is complete; of a fresh barrier, parity 1 is.
 __device__ inline void wait_for(Address barrier, unsigned parity) {
   unsigned done = 0;
