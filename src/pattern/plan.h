@@ -86,6 +86,8 @@ class PartPlan {
 
   std::int64_t length() const { return length_; }
   const Part& part() const { return part_; }
+  const Cuts& cuts() const { return cuts_; }
+  const Blocks& lists() const { return lists_; }  // random, blocks: the key blocks of each lane
 
  private:
   // lane 0, step i | lane i % size_, step i / size_ | lane i / size_, step i % size_
