@@ -11,17 +11,19 @@ namespace longstride {
 
 namespace {
 
-std::atomic<bool> profiling{false};
+std::atomic<bool> on{false};
 std::mutex mutex;
 std::vector<ProfileRow> rows;  // under `mutex`
 
 }  // namespace
 
-void set_profiling(bool on) {
+void set_profiling(bool wanted) {
   const std::lock_guard lock(mutex);
   rows.clear();
-  profiling = on;
+  on = wanted;
 }
+
+bool profiling() { return on; }
 
 std::vector<ProfileRow> take_profile() {
   const std::lock_guard lock(mutex);
@@ -32,21 +34,25 @@ std::vector<ProfileRow> take_profile() {
   return taken;
 }
 
-Timed::Timed(const char* name) : name_(profiling ? name : nullptr) {
+void add_time(const char* name, double seconds) {
+  const std::lock_guard lock(mutex);
+  for (ProfileRow& row : rows)
+    if (std::string_view(row.name) == name) {
+      row.seconds += seconds;
+      ++row.calls;
+      return;
+    }
+  rows.push_back({name, seconds, 1});
+}
+
+Timed::Timed(const char* name) : name_(profiling() ? name : nullptr) {
   if (name_) begin_ = std::chrono::steady_clock::now();
 }
 
 Timed::~Timed() {
   if (!name_) return;
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin_;
-  const std::lock_guard lock(mutex);
-  for (ProfileRow& row : rows)
-    if (std::string_view(row.name) == name_) {
-      row.seconds += took.count();
-      ++row.calls;
-      return;
-    }
-  rows.push_back({name_, took.count(), 1});
+  add_time(name_, took.count());
 }
 
 }  // namespace longstride

@@ -18,4 +18,7 @@ class Timed {
   std::chrono::steady_clock::time_point begin_;
 };
 
+bool profiling();  // whether times are being taken
+void add_time(const char* name, double seconds);
+
 }  // namespace longstride

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "device/timed.h"
 #include "ops/residual_norm/residual_norm_cuda.h"
 
 namespace longstride {
@@ -9,6 +10,7 @@ namespace longstride {
 namespace {
 
 using device::DeviceBuffer;
+using device::Timed;
 
 template <class A>
 Matrix<A> rows(const DeviceBuffer<A>& buffer, const DeviceShape& s, std::int64_t cols) {
@@ -102,7 +104,10 @@ void DeviceBlock<A>::forward(Matrix<float> h, bool complete, bool whole,
     norm.dropout = dropout.of(2 * index - 1);
     norm.device_step = dropout.step;
   }
-  ops::cuda::residual_norm(stream, norm);
+  {
+    const Timed timed(stream, "norm");
+    ops::cuda::residual_norm(stream, norm);
+  }
   if (!input.empty())
     device::copy(stream, input.data, h.data,
                  h.rows * h.cols * static_cast<std::int64_t>(sizeof(float)));
@@ -114,9 +119,12 @@ template <class A>
 void DeviceBlock<A>::attend() const {
   const DeviceShape& s = shape;
   const auto qkv = maps.qkv.of(weights, biases);
-  ops::cuda::linear(linear, stream,
-                    ops::cuda::Linear<A>{rows(kept.xhat1, s, s.width), qkv.weight, qkv.bias,
-                                         rows(kept.qkv, s, s.qkv())});
+  {
+    const Timed timed(stream, "linear qkv");
+    ops::cuda::linear(linear, stream,
+                      ops::cuda::Linear<A>{rows(kept.xhat1, s, s.width), qkv.weight, qkv.bias,
+                                           rows(kept.qkv, s, s.qkv())});
+  }
   const Projections<A> p(kept.qkv.data(), s);
   ops::cuda::attention(stream, ops::cuda::Attention<A>{&plan, p.q, p.k, p.v, heads(kept.att, s),
                                                        part(kept.lse, s.rows() * s.heads), scale});
@@ -138,13 +146,20 @@ void DeviceBlock<A>::rest(Matrix<float> h, bool whole) const {
   norm.rstd = part(kept.rstd2, s.rows());
   norm.dropout = dropout.of(2 * index);
   norm.device_step = dropout.step;
-  ops::cuda::residual_norm(stream, norm);
-  ops::cuda::linear_activation(
-      linear, stream,
-      ops::cuda::LinearActivation<A>{rows(kept.xhat2, s, s.width), ff1.weight, ff1.bias,
-                                     rows(kept.pre, s, s.ff), active});
-  if (whole)
-    ops::cuda::linear(linear, stream, ops::cuda::Linear<A>{active, ff2.weight, ff2.bias, branch});
+  {
+    const Timed timed(stream, "norm");
+    ops::cuda::residual_norm(stream, norm);
+  }
+  {
+    const Timed timed(stream, "linear ff1, activation");
+    ops::cuda::linear_activation(
+        linear, stream,
+        ops::cuda::LinearActivation<A>{rows(kept.xhat2, s, s.width), ff1.weight, ff1.bias,
+                                       rows(kept.pre, s, s.ff), active});
+  }
+  if (!whole) return;
+  const Timed timed(stream, "linear ff2");
+  ops::cuda::linear(linear, stream, ops::cuda::Linear<A>{active, ff2.weight, ff2.bias, branch});
 }
 
 template <class A>
@@ -156,11 +171,13 @@ void DeviceBlock<A>::backward(Matrix<float> dh, Vector<float> dweights, Vector<f
   const auto active = rows(scratch.wide, s, s.ff), dqkv = rows(scratch.wide, s, s.qkv());
   const auto pre = rows(kept.pre, s, s.ff);
   const auto weight_gradient = [&](Matrix<const A> x, Matrix<const A> dy, const PackedMap& map) {
+    const Timed timed(stream, "weight gradient");
     const auto g = map.of(dweights, dbiases);
     ops::cuda::linear_weight_gradient(
         linear, stream, ops::cuda::LinearWeightGradient<A>{x, dy, g.weight, g.bias, add});
   };
   const auto input_gradient = [&](Matrix<const A> dy, const PackedMap& map, Matrix<A> to) {
+    const Timed timed(stream, "input gradient");
     ops::cuda::linear_input_gradient(
         linear, stream, ops::cuda::LinearInputGradient<A>{dy, map.of(weights, biases).weight, to});
   };
@@ -176,13 +193,17 @@ void DeviceBlock<A>::backward(Matrix<float> dh, Vector<float> dweights, Vector<f
       norm.dropout = dropout.of(before);
       norm.device_step = dropout.step;
     }
+    const Timed timed(stream, "norm backward");
     ops::cuda::residual_norm_backward(stream, norm);
   };
 
-  ops::cuda::linear_activation_gradient(
-      linear, stream,
-      ops::cuda::LinearActivationGradient<A>{branch, maps.ff2.of(weights, biases).weight, pre, pre,
-                                             active});
+  {
+    const Timed timed(stream, "activation gradient");
+    ops::cuda::linear_activation_gradient(
+        linear, stream,
+        ops::cuda::LinearActivationGradient<A>{branch, maps.ff2.of(weights, biases).weight, pre,
+                                               pre, active});
+  }
   weight_gradient(active, branch, maps.ff2);
   weight_gradient(rows(kept.xhat2, s, s.width), pre, maps.ff1);
   input_gradient(pre, maps.ff1, dx);
@@ -195,7 +216,10 @@ void DeviceBlock<A>::backward(Matrix<float> dh, Vector<float> dweights, Vector<f
   gradient.lse = part(kept.lse, s.rows() * s.heads);
   gradient.scratch = scratch.attention.vector();
   gradient.scale = scale;
-  ops::cuda::attention_backward(stream, gradient);
+  {
+    const Timed timed(stream, "attention backward");
+    ops::cuda::attention_backward(stream, gradient);
+  }
   weight_gradient(rows(kept.xhat1, s, s.width), dqkv, maps.qkv);
   input_gradient(dqkv, maps.qkv, dx);
   norm_gradient(kept.xhat1, kept.rstd1, 2 * index - 1);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/integers.h"
+#include "device/timed.h"
 #include "longstride/error.h"
 #include "model/cuda/block_cuda.h"
 #include "model/layer_plans.h"
@@ -18,6 +19,7 @@ namespace longstride {
 namespace {
 
 using device::DeviceBuffer;
+using device::Timed;
 
 constexpr std::int64_t kSymbols = 256;
 // Logits are taken for so many rows at a time: float32 logits of a million positions are 1 GB.
@@ -152,6 +154,7 @@ DeviceTrainingPass<A>::State::State(const ModelConfig& config, std::int64_t batc
 template <class A>
 void DeviceTrainingPass<A>::State::embed(device::Stream stream, const std::uint8_t* tokens,
                                          const DeviceShape& s) {
+  const Timed timed(stream, "embedding");
   const auto w = view_weights(model, layout, flat);
   ops::cuda::Embedding op;
   op.tokens = tokens;
@@ -193,6 +196,7 @@ template <class A>
 void DeviceTrainingPass<A>::State::output(device::Stream stream, const std::uint8_t* tokens,
                                           const DeviceDropout& dropout, float scale,
                                           const double* loss_scale) {
+  const Timed timed(stream, "output and loss");
   const std::int64_t d = shape.width;
   const auto head =
       packed.head.of(Vector<const A>(weights.vector()), Vector<const float>(biases.vector()));
@@ -243,6 +247,7 @@ void DeviceTrainingPass<A>::State::backward(device::Stream stream, const std::ui
       block(stream, r, shape, dropout, r - begin)
           .backward(dh(), dweights.vector(), dbiases.vector(), runs > 0);
   }
+  const Timed timed(stream, "embedding backward");
   const auto g = view_weights(model, layout, gradients);
   ops::cuda::EmbeddingBackward op;
   op.tokens = tokens;
@@ -271,6 +276,7 @@ void DeviceTrainingPass<A>::begin(device::Stream stream, Vector<const float> wei
   s.flat = weights;
   s.gradients = gradients;
   s.runs = 0;
+  const Timed timed(stream, "fold");
   s.folds.fold(stream, weights, s.weights.vector(), s.biases.vector());
   if (!gradients.empty())
     device::zero(stream, gradients.data,
@@ -296,6 +302,7 @@ template <class A>
 void DeviceTrainingPass<A>::end(device::Stream stream, Vector<const float> weights,
                                 Vector<float> gradients) {
   State& s = *state_;
+  const Timed timed(stream, "unfold");
   s.folds.unfold(stream, weights, s.dweights.vector(), s.dbiases.vector(), gradients);
 }
 
