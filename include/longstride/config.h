@@ -46,9 +46,10 @@ struct TrainConfig {
   double clip = 1.0;           // global norm; 0: off
   double ema = 0;              // decay of the moving average of the weights; 0: off
   std::uint64_t seed = 1;
-  // f32 | bf16: what products and attention read and what is kept for backward. Weights, moments,
-  // gradients of weights, the residual stream and all sums are float32 in both.
-  std::string precision = "f32";
+  // f32 | bf16 | fp16 (GPU) | auto (f32 on the CPU, bf16 on a GPU): what products and attention
+  // read and what is kept for backward. Weights, moments, gradients of weights, the residual stream
+  // and all sums are float32 in all.
+  std::string precision = "auto";
   std::string recompute =
       "auto";  // on | off | auto: run each block again in backward to save memory
   std::int64_t validate_every = 250;      // steps; 0: never
@@ -96,7 +97,7 @@ void visit_fields(ConfigT& c, Visitor&& field) {
   field("train.clip", c.train.clip, "global gradient norm; 0: off");
   field("train.ema", c.train.ema, "decay of the averaged weights; 0: off");
   field("train.seed", c.train.seed, "of initialisation, dropout and data order");
-  field("train.precision", c.train.precision, "f32 | bf16");
+  field("train.precision", c.train.precision, "auto | f32 | bf16 | fp16");
   field("train.recompute", c.train.recompute, "on | off | auto");
   field("train.validate_every", c.train.validate_every, "steps; 0: never");
   field("train.validate_symbols", c.train.validate_symbols, "at most, of the validation split");

@@ -20,16 +20,21 @@ struct TrainOptions {
   std::filesystem::path run;
   Resume resume = Resume::automatic;
   std::optional<std::int64_t>
-      stop_at;           // stop (and save) after this step, without changing the schedule
-  bool dry_run = false;  // plan only
+      stop_at;                 // stop (and save) after this step, without changing the schedule
+  bool dry_run = false;        // plan only
+  std::string device = "cpu";  // | "cuda" | "auto": the GPU where there is one that will do
 };
 
+// All of it where the steps are made: on the GPU, the host holds a copy of the state besides.
 struct MemoryPlan {
+  std::string device;     // "cpu", or the name of the card
+  std::string precision;  // of the steps: train.precision, "auto" resolved
   std::int64_t parameters = 0;
   std::int64_t weights = 0, gradients = 0, optimizer = 0, averages = 0;  // bytes
   std::int64_t kept = 0, scratch = 0;                                    // bytes of activations
   bool recompute = false;
-  std::int64_t available = 0;  // bytes of memory free on this machine
+  std::int64_t segment = 0;    // blocks that run again at a time in backward; 0: no recomputation
+  std::int64_t available = 0;  // bytes of memory free there
   std::int64_t total() const { return weights + gradients + optimizer + averages + kept + scratch; }
 };
 
@@ -38,11 +43,11 @@ struct StepReport {
   std::int64_t symbols = 0;  // seen since step 0
   double bits = 0;           // bits per symbol of this step's batch
   double lr = 0, grad_norm = 0;
-  double seconds = 0;  // of this step
+  double seconds = 0;  // of this step; on the GPU since the one before was done
   double symbols_per_second = 0;
   double flops_per_second = 0;       // needed ones (recomputation not counted)
   double peak_flops_per_second = 0;  // of matrix products in train.precision, measured at the start
-  std::int64_t memory = 0;           // resident bytes of the process
+  std::int64_t memory = 0;           // resident bytes of the process; on the GPU what it took there
   double eta_seconds = 0;
   bool skipped = false;  // update left out: non-finite gradient
 };

@@ -146,7 +146,7 @@ void validate_train(const TrainConfig& t) {
   in_share("train.ema", t.ema, 0, 1);
   if (t.seed > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
     throw invalid_argument("config: train.seed is ", t.seed, ", want below 2^63");
-  one_of("train.precision", t.precision, {"f32", "bf16"});
+  one_of("train.precision", t.precision, {"auto", "f32", "bf16", "fp16"});
   one_of("train.recompute", t.recompute, {"on", "off", "auto"});
   in_range("train.validate_every", t.validate_every, 0, kMaxCount);
   in_range("train.validate_symbols", t.validate_symbols, 1, kMaxCount);

@@ -77,6 +77,8 @@ std::string to_json(const RunState& s) {
       {"skipped", s.skipped},
       {"skipped_in_a_row", s.skipped_in_a_row},
       {"bits", nullptr},
+      {"device", s.device},
+      {"loss_scale", s.loss_scale},
   };
   if (s.best) out["best"] = {{"step", s.best->step}, {"bits", s.best->bits}};
   if (std::isfinite(s.bits)) out["bits"] = s.bits;
@@ -104,6 +106,9 @@ RunState parse_run_state(const std::string& text, const std::string& origin) {
   s.skipped = f.count("skipped");
   s.skipped_in_a_row = f.count("skipped_in_a_row");
   s.bits = f.number("bits");
+  // Not there in files of before there was a GPU.
+  if (document.contains("device")) s.device = f.string("device");
+  if (document.contains("loss_scale")) s.loss_scale = f.number("loss_scale");
   return s;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "longstride/error.h"
 
@@ -21,6 +22,8 @@ RunState example() {
   s.skipped = 3;
   s.skipped_in_a_row = 1;
   s.bits = 1.0 / 3;
+  s.device = "cuda";
+  s.loss_scale = 65536.0 / 3;
   return s;
 }
 
@@ -37,6 +40,17 @@ TEST(RunState, RoundTripsExactly) {
   EXPECT_EQ(t.skipped, s.skipped);
   EXPECT_EQ(t.skipped_in_a_row, s.skipped_in_a_row);
   EXPECT_EQ(t.bits, s.bits);
+  EXPECT_EQ(t.device, s.device);
+  EXPECT_EQ(t.loss_scale, s.loss_scale);
+}
+
+TEST(RunState, FilesOfBeforeTheGpuAreRead) {
+  auto old = nlohmann::json::parse(to_json(example()));
+  old.erase("device");
+  old.erase("loss_scale");
+  const RunState s = parse_run_state(old.dump(), "FILE");
+  EXPECT_EQ(s.device, "cpu");
+  EXPECT_EQ(s.loss_scale, 1);
 }
 
 TEST(RunState, KeepsWhatIsNotThere) {
@@ -51,11 +65,14 @@ TEST(RunState, KeepsWhatIsNotThere) {
 TEST(RunState, EveryFieldIsRequired) {
   const auto whole = nlohmann::json::parse(to_json(example()));
   for (const auto& [key, value] : whole.items()) {
-    auto without = whole;
-    without.erase(key);
     auto mistyped = whole;
     mistyped[key] = nlohmann::json::array();
-    for (const auto& broken : {without, mistyped}) {
+    std::vector<nlohmann::json> all = {mistyped};
+    if (key != "device" && key != "loss_scale") {
+      all.push_back(whole);
+      all.back().erase(key);
+    }
+    for (const auto& broken : all) {
       try {
         parse_run_state(broken.dump(), "FILE");
         ADD_FAILURE() << "accepted: " << broken.dump();

@@ -87,7 +87,7 @@ constexpr std::array kFree = {"name",
                               "train.keep_checkpoints",
                               "train.on_nonfinite"};
 // These change the steps to come (schedule, rounding), by wish.
-constexpr std::array kWarned = {"train.steps", "train.micro_batch"};
+constexpr std::array kWarned = {"train.steps", "train.micro_batch", "train.precision"};
 
 bool holds(const auto& list, std::string_view key) {
   return std::find(list.begin(), list.end(), key) != list.end();
@@ -124,9 +124,11 @@ void load_checkpoint(const fs::path& checkpoint, const ParameterLayout& layout,
   state.step = about.step;
   state.skipped = about.skipped;
   state.skipped_in_a_row = about.skipped_in_a_row;
+  state.loss_scale = about.loss_scale;
 }
 
-std::string check_same_config(const Config& config, const RunState& about, const fs::path& run) {
+std::string check_same_config(const Config& config, const std::string& device,
+                              const RunState& about, const fs::path& run) {
   const auto now = settings(config);
   const auto then = settings(parse_config(about.config, (run / "checkpoints").string()));
   std::string refused, warned;
@@ -139,6 +141,9 @@ std::string check_same_config(const Config& config, const RunState& about, const
   if (!refused.empty())
     throw invalid_argument("train: ", run.string(), " was started with other settings: ", refused,
                            "; want the same, or another run folder");
+  if (device != about.device)
+    warned +=
+        (warned.empty() ? "" : ", ") + text("device ", about.device, " there, ", device, " here");
   if (warned.empty()) return "";
   return text("train: the steps from ", about.step + 1,
               " on differ from those of the first plan: ", warned);

@@ -11,7 +11,7 @@
 #include "longstride/config.h"
 #include "model/parameters.h"
 #include "model/run_state.h"
-#include "train/training_step.h"
+#include "train/train_state.h"
 
 namespace longstride {
 
@@ -31,8 +31,9 @@ void load_checkpoint(const std::filesystem::path& checkpoint, const ParameterLay
                      const RunState& about, TrainState& state);
 
 // Throws invalid_argument listing every setting of `config` that may not differ from those the run
-// was started with. Returns a warning where one differs that may but changes the result, else "".
-std::string check_same_config(const Config& config, const RunState& about,
-                              const std::filesystem::path& run);
+// was started with. Returns a warning where one differs that may but changes the result, or the
+// device ("cpu" | "cuda") does, else "".
+std::string check_same_config(const Config& config, const std::string& device,
+                              const RunState& about, const std::filesystem::path& run);
 
 }  // namespace longstride

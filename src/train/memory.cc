@@ -10,7 +10,6 @@
 
 #include "eval/scorer.h"
 #include "longstride/error.h"
-#include "model/training_pass.h"
 
 namespace longstride {
 
@@ -55,38 +54,71 @@ std::int64_t micro_batch(const TrainConfig& train) {
   return train.micro_batch ? train.micro_batch : train.batch;
 }
 
+StepMemory cpu_memory(std::int64_t available) {
+  StepMemory memory;
+  memory.available = available;
+  memory.bytes = [](const Config& config, std::int64_t segment) {
+    const TrainConfig& t = config.train;
+    TrainingBytes bytes =
+        training_bytes(config.model, micro_batch(t), segment > 0, t.precision == "bf16");
+    if (t.validate_every > 0) bytes.scratch += scorer_bytes(config.model);
+    return bytes;
+  };
+  memory.segments = [](const ModelConfig&) { return std::vector<std::int64_t>{1}; };
+  return memory;
+}
+
 MemoryPlan plan_memory(const Config& config, const ParameterLayout& layout,
-                       std::int64_t available) {
+                       const StepMemory& memory) {
   const TrainConfig& t = config.train;
   const std::int64_t array = layout.extent * static_cast<std::int64_t>(sizeof(float));
-  const bool in_bf16 = t.precision == "bf16";
   MemoryPlan plan;
+  plan.device = memory.device;
+  plan.precision = t.precision;
   plan.parameters = layout.count;
   plan.weights = plan.gradients = array;
   plan.optimizer = 2 * array;
   plan.averages = t.ema > 0 ? array : 0;
-  plan.available = available;
-  TrainingBytes pass = training_bytes(config.model, micro_batch(t), false, in_bf16);
-  plan.recompute = t.recompute == "on" || (t.recompute == "auto" && pass.total() > available / 2);
-  if (plan.recompute) pass = training_bytes(config.model, micro_batch(t), true, in_bf16);
-  plan.kept = pass.kept;
-  plan.scratch = pass.scratch + (t.validate_every > 0 ? scorer_bytes(config.model) : 0);
-  return plan;
+  plan.available = memory.available;
+  const auto with = [&](std::int64_t segment) {
+    const TrainingBytes pass = memory.bytes(config, segment);
+    MemoryPlan way = plan;
+    way.recompute = segment > 0;
+    way.segment = segment;
+    way.kept = pass.kept;
+    way.scratch = pass.scratch;
+    return way;
+  };
+  const auto comfortable = [&](const MemoryPlan& way) {
+    return memory.shared ? way.kept + way.scratch <= memory.available / 2
+                         : way.total() <= memory.available;
+  };
+  MemoryPlan best = with(0);
+  if (t.recompute == "off" || (t.recompute == "auto" && comfortable(best))) return best;
+  bool first = true;
+  for (const std::int64_t segment : memory.segments(config.model)) {
+    const MemoryPlan way = with(segment);
+    if (t.recompute == "auto" && comfortable(way)) return way;
+    if (first || way.total() < best.total()) best = way;
+    first = false;
+  }
+  return best;
 }
 
-void require_fit(const MemoryPlan& plan, const Config& config, const ParameterLayout& layout) {
+void require_fit(const MemoryPlan& plan, const Config& config, const ParameterLayout& layout,
+                 const StepMemory& memory) {
   if (plan.total() <= plan.available) return;
+  const std::string planned = text("train: ", gib(plan.total()), " of memory",
+                                   plan.device == "cpu" ? "" : " of the " + plan.device,
+                                   " planned, ", gib(plan.available), " free");
   Config smaller = config;
   for (std::int64_t micro = micro_batch(config.train) - 1; micro > 0; --micro) {
     if (config.train.batch % micro != 0) continue;
     smaller.train.micro_batch = micro;
-    if (plan_memory(smaller, layout, plan.available).total() <= plan.available)
-      throw environment_error("train: ", gib(plan.total()), " of memory planned, ",
-                              gib(plan.available), " free; train.micro_batch=", micro,
-                              " is the largest that fits");
+    if (plan_memory(smaller, layout, memory).total() <= plan.available)
+      throw environment_error(planned, "; train.micro_batch=", micro, " is the largest that fits");
   }
-  throw environment_error("train: ", gib(plan.total()), " of memory planned, ", gib(plan.available),
-                          " free; no train.micro_batch fits",
+  throw environment_error(planned, "; no train.micro_batch fits",
                           plan.recompute ? "" : " without train.recompute=on");
 }
 

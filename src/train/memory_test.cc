@@ -14,28 +14,28 @@ TEST(MemoryPlan, CountsEveryArray) {
   Config config = test::small_config();
   const ParameterLayout layout(config.model);
   const std::int64_t array = layout.extent * 4;
-  const MemoryPlan plan = plan_memory(config, layout, std::int64_t{1} << 40);
+  const MemoryPlan plan = plan_memory(config, layout, cpu_memory(std::int64_t{1} << 40));
   EXPECT_EQ(plan.parameters, layout.count);
   EXPECT_EQ(plan.weights + plan.gradients + plan.optimizer + plan.averages, 5 * array);
   EXPECT_EQ(plan.kept + plan.scratch, training_bytes(config.model, 4, false, false).total());
   const std::int64_t without = plan.total();
   config.train.validate_every = 10;
-  EXPECT_EQ(plan_memory(config, layout, std::int64_t{1} << 40).total(),
+  EXPECT_EQ(plan_memory(config, layout, cpu_memory(std::int64_t{1} << 40)).total(),
             without + scorer_bytes(config.model));
   config.train.ema = 0;
-  EXPECT_EQ(plan_memory(config, layout, 1).averages, 0);
+  EXPECT_EQ(plan_memory(config, layout, cpu_memory(1)).averages, 0);
 }
 
 TEST(MemoryPlan, RecomputesWhereActivationsTakeMoreThanHalf) {
   Config config = test::small_config();
   const ParameterLayout layout(config.model);
   const std::int64_t whole = training_bytes(config.model, 4, false, false).total();
-  EXPECT_FALSE(plan_memory(config, layout, 2 * whole + 1).recompute);
-  EXPECT_TRUE(plan_memory(config, layout, 2 * whole - 2).recompute);
+  EXPECT_FALSE(plan_memory(config, layout, cpu_memory(2 * whole + 1)).recompute);
+  EXPECT_TRUE(plan_memory(config, layout, cpu_memory(2 * whole - 2)).recompute);
   config.train.recompute = "off";
-  EXPECT_FALSE(plan_memory(config, layout, 1).recompute);
+  EXPECT_FALSE(plan_memory(config, layout, cpu_memory(1)).recompute);
   config.train.recompute = "on";
-  EXPECT_TRUE(plan_memory(config, layout, std::int64_t{1} << 40).recompute);
+  EXPECT_TRUE(plan_memory(config, layout, cpu_memory(std::int64_t{1} << 40)).recompute);
 }
 
 TEST(MemoryPlan, NamesTheLargestMicroBatchThatFits) {
@@ -46,11 +46,12 @@ TEST(MemoryPlan, NamesTheLargestMicroBatchThatFits) {
   const auto needed = [&](std::int64_t micro) {
     Config smaller = config;
     smaller.train.micro_batch = micro;
-    return plan_memory(smaller, layout, 0).total();
+    return plan_memory(smaller, layout, cpu_memory(0)).total();
   };
   const auto message = [&](std::int64_t available) -> std::string {
     try {
-      require_fit(plan_memory(config, layout, available), config, layout);
+      const StepMemory memory = cpu_memory(available);
+      require_fit(plan_memory(config, layout, memory), config, layout, memory);
       return "";
     } catch (const Error& e) {
       EXPECT_EQ(e.fault, Fault::environment);

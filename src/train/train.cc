@@ -1,6 +1,7 @@
 #include "longstride/train.h"
 
 #include "data/dataset.h"
+#include "device/choice.h"
 #include "files/checkpoint.h"
 #include "longstride/error.h"
 #include "model/parameters.h"
@@ -20,12 +21,25 @@ void check_splits(const Dataset& data, const Config& config) {
                            " bytes is empty, want more data or train.validate_every=0");
 }
 
+// With "auto" replaced by what it means on this machine.
+TrainOptions resolved(const TrainOptions& given) {
+  TrainOptions options = given;
+  const bool cuda = device::on_cuda("train", given.device);
+  options.device = cuda ? "cuda" : "cpu";
+  std::string& precision = options.config.train.precision;
+  if (precision == "auto") precision = cuda ? "bf16" : "f32";
+  if (precision == "fp16" && !cuda)
+    throw invalid_argument("train: train.precision is fp16 on the CPU, want f32 or bf16, or a GPU");
+  return options;
+}
+
 }  // namespace
 
-TrainResult train(const TrainOptions& options, const TrainObserver& observer) {
-  validate(options.config);
-  if (options.stop_at && *options.stop_at < 1)
-    throw invalid_argument("train: stop_at is ", *options.stop_at, ", want >= 1");
+TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
+  validate(given.config);
+  if (given.stop_at && *given.stop_at < 1)
+    throw invalid_argument("train: stop_at is ", *given.stop_at, ", want >= 1");
+  const TrainOptions options = resolved(given);
   const Dataset data(options.data);
   check_splits(data, options.config);
   if (options.resume == Resume::never && !list_checkpoints(options.run).empty())
@@ -33,12 +47,14 @@ TrainResult train(const TrainOptions& options, const TrainObserver& observer) {
                            " holds checkpoints, want an empty run folder or --resume auto");
 
   const ParameterLayout layout(options.config.model);
-  const MemoryPlan plan = plan_memory(options.config, layout, available_memory());
+  const StepMemory memory =
+      options.device == "cuda" ? cuda_memory() : cpu_memory(available_memory());
+  const MemoryPlan plan = plan_memory(options.config, layout, memory);
   const auto show_plan = [&] {
     if (observer.on_plan) observer.on_plan(plan);
   };
   if (options.dry_run) show_plan();
-  require_fit(plan, options.config, layout);
+  require_fit(plan, options.config, layout, memory);
   if (options.dry_run) return {};
   // A run folder that is refused shows no plan: one line says what is wrong.
   Trainer trainer(options, observer, data, layout, plan);

@@ -7,11 +7,8 @@
 #include "files/checkpoint.h"
 #include "files/files.h"
 #include "longstride/error.h"
-#include "ops/linear/linear.h"
-#include "ops/linear/peak.h"
 #include "train/checkpoint_state.h"
 #include "train/flops.h"
-#include "train/memory.h"
 
 namespace longstride {
 
@@ -39,14 +36,15 @@ Trainer::Trainer(const TrainOptions& options, const TrainObserver& observer, con
       observer_(observer),
       data_(data),
       layout_(layout),
+      plan_(plan),
       valid_(scored_span(data, config_.train)),
       lock_(made(options.run)),
-      state_(config_, layout),
-      stepper_(config_, layout, plan.recompute, data.data(), data.split("train")) {
+      state_(config_, layout) {
   about_.seed = config_.train.seed;
   about_.data = data.fingerprint();
   resume();
   about_.config = to_toml(config_);
+  about_.device = options.device;
 }
 
 void Trainer::resume() {
@@ -65,21 +63,14 @@ void Trainer::resume() {
     throw invalid_argument("train: ", options_.run.string(),
                            " was started with other data: ", saved.data, " there, ", about_.data,
                            " here");
-  if (const auto line = check_same_config(config_, saved, options_.run); !line.empty()) warn(line);
+  if (const auto line = check_same_config(config_, options_.device, saved, options_.run);
+      !line.empty())
+    warn(line);
   load_checkpoint(newest->folder, layout_, saved, state_);
   about_ = saved;
   checkpoint_ = newest->folder;
   checkpoint_step_ = saved.step;
   if (observer_.on_resume) observer_.on_resume(saved.step, newest->folder);
-}
-
-double Trainer::measure_peak() const {
-  if (config_.train.precision != "bf16") return ops::measure_peak_flops();
-  if (!ops::bf16_is_native())
-    warn(
-        "train: this processor has no bf16 instructions; train.precision=bf16 saves memory, not "
-        "time");
-  return ops::measure_peak_bf16_flops();
 }
 
 TrainResult Trainer::run() {
@@ -92,19 +83,23 @@ TrainResult Trainer::run() {
   log_.emplace(options_.run, state_.step + 1, about_.metrics_bytes, observer_.on_warning);
   flops_a_step_ = training_flops(config_.model, layout_) *
                   static_cast<double>(config_.train.batch * config_.model.context);
-  peak_flops_ = measure_peak();
-  first_step_ = state_.step;
+  const EngineParts parts{config_, layout_, plan_,
+                          data_,   state_,  [this](const std::string& line) { warn(line); }};
+  engine_ = options_.device == "cuda" ? make_cuda_engine(parts) : make_cpu_engine(parts);
+  first_step_ = submitted_ = state_.step;
   began_ = std::chrono::steady_clock::now();
 
   for (;;) {
     const StepReport report = step();
     log_->add(report);
     if (observer_.on_step) observer_.on_step(report);
+    stopping_ = stopping_ || stop_wanted();
+    if (submitted_ > state_.step) continue;  // nothing is due before next_stop()
     const bool last = state_.step == steps;
     const auto best_before = about_.best ? about_.best->step : -1;
     if (due(config_.train.validate_every) || (last && config_.train.validate_every > 0)) validate();
     const bool improved = about_.best && about_.best->step != best_before;
-    const bool stop = !last && (state_.step >= stop_at || stop_wanted());
+    const bool stop = !last && (state_.step >= stop_at || stopping_);
     if (last || stop || improved || due(config_.train.checkpoint_every)) save();
     if (last || stop) return result(stop);
   }
@@ -117,14 +112,23 @@ void Trainer::refuse_small_disk() const {
                             " lies, want ", want, " (two checkpoints)");
 }
 
+std::int64_t Trainer::next_stop() const {
+  std::int64_t stop = std::min(config_.train.steps, options_.stop_at.value_or(config_.train.steps));
+  for (const std::int64_t every : {config_.train.validate_every, config_.train.checkpoint_every})
+    if (every > 0) stop = std::min(stop, (state_.step / every + 1) * every);
+  return stop;
+}
+
 StepReport Trainer::step() {
-  const auto start = std::chrono::steady_clock::now();
-  const StepOutcome outcome = stepper_.run(state_);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  const std::int64_t most = stopping_ ? state_.step : next_stop();
+  for (; submitted_ < most && submitted_ - state_.step < engine_->depth(); ++submitted_)
+    engine_->submit();
+  const StepOutcome outcome = engine_->collect();
   about_.step = state_.step;
   about_.skipped = state_.skipped;
   about_.skipped_in_a_row = state_.skipped_in_a_row;
   about_.bits = outcome.bits;
+  about_.loss_scale = state_.loss_scale;
 
   const std::int64_t symbols = config_.train.batch * config_.model.context;
   StepReport report;
@@ -134,11 +138,11 @@ StepReport Trainer::step() {
   report.bits = outcome.bits;
   report.lr = outcome.lr;
   report.grad_norm = outcome.grad_norm;
-  report.seconds = took.count();
-  report.symbols_per_second = static_cast<double>(symbols) / took.count();
-  report.flops_per_second = flops_a_step_ / took.count();
-  report.peak_flops_per_second = peak_flops_;
-  report.memory = resident_memory();
+  report.seconds = outcome.seconds;
+  report.symbols_per_second = static_cast<double>(symbols) / outcome.seconds;
+  report.flops_per_second = flops_a_step_ / outcome.seconds;
+  report.peak_flops_per_second = engine_->peak_flops();
+  report.memory = engine_->memory();
   // Validation and checkpoints included, as they came so far.
   const std::chrono::duration<double> so_far = std::chrono::steady_clock::now() - began_;
   report.eta_seconds = so_far.count() / static_cast<double>(state_.step - first_step_) *
@@ -148,12 +152,10 @@ StepReport Trainer::step() {
 }
 
 void Trainer::validate() {
-  if (!scorer_) scorer_ = std::make_unique<Scorer>(config_.model);
   ValidationReport report;
   report.step = state_.step;
   report.symbols = valid_.size();
-  report.bits = mean_bits(*scorer_, state_.evaluated(), data_.data() + valid_.begin, valid_.size(),
-                          config_.model.context);
+  report.bits = engine_->score(data_.data() + valid_.begin, valid_.size());
   report.best = std::isfinite(report.bits) && (!about_.best || report.bits < about_.best->bits);
   if (report.best) about_.best = BestValidation{state_.step, report.bits};
   report.best_bits = about_.best ? about_.best->bits : report.bits;
@@ -163,6 +165,7 @@ void Trainer::validate() {
 
 void Trainer::save() {
   about_.metrics_bytes = log_->sync();
+  engine_->pull();
   checkpoint_ = save_checkpoint(options_.run, config_, layout_, state_, about_);
   checkpoint_step_ = state_.step;
   rotate();
