@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float value = to_float(in[k].at[i]), s = logistic(value);
-      const float slope = s * fmaf(1.702f * value, 1 - s, 1.0f);
+      const float slope = fmaf(1.702f * s * (1 - s), value, s);
       out.at[i] = from_float<A>(to_float(gradient[k].at[i]) * slope);
       again.at[i] = from_float<A>(value * s);
     }

@@ -18,7 +18,7 @@ struct CrossEntropy {
   Matrix<const float> logits;
   const std::uint8_t* targets = nullptr;
   Vector<float> nats;
-  Matrix<A> dlogits;
+  Matrix<A> dlogits = {};
   float scale = 1;
   const double* device_scale = nullptr;
 };

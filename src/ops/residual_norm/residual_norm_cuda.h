@@ -22,11 +22,11 @@ namespace longstride::ops::cuda {
 
 template <class A>
 struct ResidualNorm {
-  Matrix<float> h;         // [R, C], in place
-  Matrix<const A> branch;  // [R, C], or empty: the norm alone
-  Matrix<A> xhat;          // [R, C]; empty: the residual alone
-  Vector<float> rstd;      // [R], empty: not wanted
-  Dropout dropout;
+  Matrix<float> h;              // [R, C], in place
+  Matrix<const A> branch = {};  // [R, C], or empty: the norm alone
+  Matrix<A> xhat = {};          // [R, C]; empty: the residual alone
+  Vector<float> rstd = {};      // [R], empty: not wanted
+  Dropout dropout = {};
   float eps = 1e-5f;
   // The seed, step and first row of `dropout` may change from launch to launch of one graph: where
   // this is set, step is *device_step, in device memory.
@@ -41,8 +41,8 @@ struct ResidualNormBackward {
   Vector<const float> rstd;     // [R]
   Matrix<float> dh;             // [R, C]
   bool add = true;
-  Matrix<A> dbranch;  // [R, C], or empty: not wanted
-  Dropout dropout;
+  Matrix<A> dbranch = {};  // [R, C], or empty: not wanted
+  Dropout dropout = {};
   const std::int64_t* device_step = nullptr;
 };
 template <class A>
