@@ -14,8 +14,8 @@ namespace longstride::ops::cuda {
 template <class A>
 void activation(device::Stream stream, std::type_identity_t<Matrix<const A>> x, Matrix<A> y);
 
-// dpre = dy act'(pre), and y = act(pre) unless it is empty, in one pass. All [R, C]; dpre may be
-// pre or dy. In A, y's bits are those of activation().
+// dpre = dy act'(pre), and y = act(pre) unless it is empty, in one pass. All [R, C]; dpre and y may
+// each be pre or dy. y's bits are those of activation().
 template <class A>
 void activation_backward(device::Stream stream, std::type_identity_t<Matrix<const A>> pre,
                          std::type_identity_t<Matrix<const A>> dy, Matrix<A> dpre,

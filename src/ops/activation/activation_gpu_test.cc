@@ -97,7 +97,7 @@ TEST_P(ActivationGpuTest, MatchesFloat64) {
 
 TEST_P(ActivationGpuTest, InPlace) {
   for_each_type([&]<class A>(A) {
-    Problem<A> p(GetParam()), q(GetParam());
+    Problem<A> p(GetParam()), q(GetParam()), o(GetParam());
     auto& d = p.on_device;
     activation_backward<A>(nullptr, d.x.matrix(), d.dy.matrix(), d.dy.matrix(), {});
     activation<A>(nullptr, d.x.matrix(), d.x.matrix());
@@ -105,6 +105,9 @@ TEST_P(ActivationGpuTest, InPlace) {
     auto& e = q.on_device;
     activation_backward<A>(nullptr, e.x.matrix(), e.dy.matrix(), e.x.matrix(), e.y.matrix());
     q.expect(e.y, e.x);
+    auto& f = o.on_device;
+    activation_backward<A>(nullptr, f.x.matrix(), f.dy.matrix(), f.x.matrix(), f.dy.matrix());
+    o.expect(f.dy, f.x);
   });
 }
 
