@@ -37,4 +37,7 @@ foreach(script ${scripts})
   add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${script})
   set_tests_properties(${name} PROPERTIES TIMEOUT 1800 LABELS program ENVIRONMENT
                        "LONGSTRIDE=$<TARGET_FILE:longstride_cli>;LONGSTRIDE_ROOT=${PROJECT_SOURCE_DIR}")
+  if(name MATCHES "^gpu_")
+    set_tests_properties(${name} PROPERTIES LABELS gpu SKIP_REGULAR_EXPRESSION "no CUDA device")
+  endif()
 endforeach()

@@ -93,6 +93,18 @@ class Refusals(unittest.TestCase):
         for threads in ("-1", "99999", "two", "1.5", ""):
             self.refuse("doctor", "--threads", threads)
 
+    def test_devices(self):
+        evaluate = ("eval", "run", "--data", "data.bin")
+        for bad in (("--device", "gpu"), ("--device", ""), ("--device",), ("--precision", "fp8")):
+            self.refuse(*evaluate, *bad)
+            self.refuse("sample", "run", *bad)
+        for command in (evaluate, ("sample", "run")):
+            self.refuse(*command, "--device", "cpu", "--precision", "bf16", says="want f32")
+            done = run(*command, "--device", "cuda")
+            if done.returncode != 0:  # no card here
+                code = 2 if b"this build has no CUDA" in done.stderr else 5
+                self.refuse(*command, "--device", "cuda", code=code, says="want --device cpu")
+
     def test_train_arguments(self):
         self.refuse("train")
         self.refuse("train", "tiny-text")

@@ -16,7 +16,9 @@ struct EvalOptions {
   std::int64_t min_context = 0;  // each symbol but the first ones has at least this many before it
   std::int64_t max_symbols = 0;  // score only the first ones; 0: all
   std::filesystem::path
-      per_symbol;  // empty, or a file for each symbol's bits (float64, little endian)
+      per_symbol;              // empty, or a file for each symbol's bits (float64, little endian)
+  std::string device = "cpu";  // | "cuda" | "auto": the GPU where there is one that will do
+  std::string precision = "f32";  // | "bf16" on the GPU: what products and attention read
   std::function<void(std::int64_t done, std::int64_t of)> on_progress;
   std::function<void(const std::string&)> on_warning;  // damaged checkpoints passed over
 };
@@ -28,6 +30,7 @@ struct EvalResult {
   double seconds = 0;
   std::filesystem::path checkpoint;
   std::int64_t step = 0;
+  std::string device;  // "cpu", or "cuda (NAME)"
 };
 
 // Windows start every (context - min_context) symbols of the split. The first is scored whole (its

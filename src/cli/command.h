@@ -38,6 +38,10 @@ void set_action(Program& program, CLI::App* command, Action action) {
 // Refuses what is not a whole number of low or more (and below 2^63), the empty word included.
 CLI::Validator at_least(std::int64_t low);
 
+// --device, which is "auto" unless given; and --precision, of evaluation and sampling.
+void add_device(CLI::App* command, std::string& device);
+void add_precision(CLI::App* command, std::string& precision);
+
 void add_train(Program& program);
 void add_eval(Program& program);
 void add_sample(Program& program);

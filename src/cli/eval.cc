@@ -14,6 +14,7 @@ namespace {
 constexpr const char* kEvalFooter =
     R"text(Of a run the best checkpoint is taken, else the newest. Windows start every (context - M) bytes; each
 but the first scores what lies behind its first M bytes, so a larger M costs more and gives less.
+Bits are of float32 arithmetic whatever trained the model; --precision bf16 shows what bf16 loses.
 --per-symbol writes one float64 (little endian) a byte, in order; their mean is the figure shown.
 
 Examples:
@@ -30,14 +31,16 @@ void report(const EvalResult& r, const EvalOptions& options, bool json) {
                 {"windows", r.windows},
                 {"seconds", r.seconds},
                 {"checkpoint", r.checkpoint.string()},
-                {"step", r.step}});
+                {"step", r.step},
+                {"device", r.device},
+                {"precision", options.precision}});
     return;
   }
-  print(
-      fmt::format("bits per symbol  {:.6f}\nsymbols          {}\nwindows          {}\n"
-                  "checkpoint       {} (step {})\ntime             {:.1f} s\n",
-                  r.bits_per_symbol, with_commas(r.symbols), with_commas(r.windows),
-                  r.checkpoint.string(), r.step, r.seconds));
+  print(fmt::format(
+      "bits per symbol  {:.6f}\nsymbols          {}\nwindows          {}\n"
+      "checkpoint       {} (step {})\ndevice           {}, {}\ntime             {:.1f} s\n",
+      r.bits_per_symbol, with_commas(r.symbols), with_commas(r.windows), r.checkpoint.string(),
+      r.step, r.device, options.precision, r.seconds));
 }
 
 int eval_command(EvalOptions options, const Globals& globals) {
@@ -80,6 +83,8 @@ void add_eval(Program& program) {
       ->type_name("K");
   command->add_option("--per-symbol", o->per_symbol, "file for the bits of each byte")
       ->type_name("FILE");
+  add_device(command, o->device);
+  add_precision(command, o->precision);
   set_action(program, command,
              [o, &globals = program.globals] { return eval_command(*o, globals); });
 }

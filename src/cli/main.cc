@@ -115,6 +115,21 @@ CLI::Validator at_least(std::int64_t low) {
       "");
 }
 
+void add_device(CLI::App* command, std::string& device) {
+  device = "auto";
+  command->add_option("--device", device, "auto: the GPU where there is one that will do (auto)")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->type_name("auto|cpu|cuda");
+}
+
+void add_precision(CLI::App* command, std::string& precision) {
+  command
+      ->add_option("--precision", precision,
+                   "on the GPU, of what products and attention read (f32)")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->type_name("f32|bf16");
+}
+
 CLI::App* add_command(Program& program, CLI::App& parent, const std::string& name,
                       const std::string& description, const std::string& footer) {
   CLI::App* command = parent.add_subcommand(name, description);

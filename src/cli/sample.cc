@@ -19,7 +19,7 @@ constexpr const char* kSampleFooter =
     R"text(Without --out the bytes generated go to stdout as they come, without the prompt, sample after sample
 (each has exactly --length bytes). With --out FILE the prompt and its continuation are written there
 as raw bytes; with --count above 1 to FILE.0, FILE.1, ... The same weights, prompt, seed and cuts
-give the same bytes, with --no-cache too.
+give the same bytes on the same kind of device, whatever --count; on the CPU with --no-cache too.
 
 Examples:
   longstride sample runs/first --prompt "Once upon" --length 500
@@ -48,7 +48,9 @@ nlohmann::ordered_json to_json(const SampleResult& result, const SampleOptions& 
           {"seconds", result.seconds},
           {"symbols_per_second",
            result.seconds > 0 ? static_cast<double>(result.symbols) / result.seconds : 0.0},
-          {"cache_bytes", result.cache_bytes}};
+          {"cache_bytes", result.cache_bytes},
+          {"device", result.device},
+          {"precision", options.precision}};
 }
 
 void write_samples(const std::string& out, const std::string& prompt, const SampleResult& result) {
@@ -83,10 +85,10 @@ int sample_command(SampleArguments a, const Globals& globals) {
   if (!a.out.empty()) write_samples(a.out, options.prompt, result);
   if (globals.json) print_json(to_json(result, options));
   if (!streams)
-    progress.note(fmt::format("{} bytes in {:.2f} s, {} bytes/s, cache {}",
+    progress.note(fmt::format("{} bytes in {:.2f} s, {} bytes/s, cache {}, {}, {}",
                               with_commas(result.symbols), result.seconds,
                               with_unit(static_cast<double>(result.symbols) / result.seconds),
-                              as_bytes(result.cache_bytes)));
+                              as_bytes(result.cache_bytes), result.device, options.precision));
   return 0;
 }
 
@@ -121,7 +123,9 @@ void add_sample(Program& program) {
       ->type_name("P");
   command->add_option("--out", a->out, "write prompt and continuation to this file")
       ->type_name("FILE");
-  command->add_flag("--no-cache", a->no_cache, "the full pass for every byte: slow, same bytes");
+  command->add_flag("--no-cache", a->no_cache, "the full pass for every byte: slow");
+  add_device(command, o.device);
+  add_precision(command, o.precision);
   set_action(program, command,
              [a, &globals = program.globals] { return sample_command(*a, globals); });
 }

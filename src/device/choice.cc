@@ -23,6 +23,14 @@ bool on_cuda(const char* who, const std::string& device) {
   return !all.empty() && all[0].major >= kLeastMajor;
 }
 
+void check_precision(const char* who, const std::string& precision, bool cuda) {
+  if (precision != "f32" && precision != "bf16")
+    throw invalid_argument(who, ": precision is \"", precision, "\", want f32 or bf16");
+  if (precision == "bf16" && !cuda)
+    throw Error(Fault::not_supported,
+                text(who, ": precision bf16 on the CPU, want f32, or --device cuda"));
+}
+
 std::string name_of(bool cuda) { return cuda ? text("cuda (", devices().at(0).name, ")") : "cpu"; }
 
 }  // namespace longstride::device

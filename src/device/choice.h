@@ -9,6 +9,10 @@ namespace longstride::device {
 // there is a card that require() would take. Any other word is refused.
 bool on_cuda(const char* who, const std::string& device);
 
+// Refuses a word that is no precision of inference ("f32", "bf16"), and "bf16" on the CPU, where
+// evaluation and sampling are float32.
+void check_precision(const char* who, const std::string& precision, bool cuda);
+
 // For people: "cpu", or "cuda (NVIDIA H100 80GB HBM3)".
 std::string name_of(bool cuda);
 

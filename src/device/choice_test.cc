@@ -37,5 +37,20 @@ TEST(Choice, AWordThatIsNoDeviceIsRefused) {
   }
 }
 
+TEST(Choice, Bf16IsForTheGpu) {
+  const auto fault = [](const char* precision, bool cuda) {
+    try {
+      check_precision("eval", precision, cuda);
+    } catch (const Error& error) {
+      return text(exit_code(error.fault), " ", error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(fault("f32", false), "");
+  EXPECT_EQ(fault("bf16", true), "");
+  EXPECT_EQ(fault("bf16", false), "2 eval: precision bf16 on the CPU, want f32, or --device cuda");
+  EXPECT_EQ(fault("fp8", true), "2 eval: precision is \"fp8\", want f32 or bf16");
+}
+
 }  // namespace
 }  // namespace longstride::device

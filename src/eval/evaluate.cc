@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "data/dataset.h"
+#include "device/choice.h"
 #include "eval/scorer.h"
 #include "files/files.h"
 #include "longstride/error.h"
@@ -50,12 +51,20 @@ class PerSymbolFile {
   std::unique_ptr<FileWriter> file_;
 };
 
+std::unique_ptr<WindowScorer> make_scorer(const ModelConfig& model, bool cuda,
+                                          const std::string& precision) {
+  if (cuda) return make_cuda_scorer(model, precision);
+  return std::make_unique<Scorer>(model);
+}
+
 }  // namespace
 
 EvalResult evaluate(const EvalOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   if (options.max_symbols < 0)
     throw invalid_argument("eval: max_symbols is ", options.max_symbols, ", want >= 0 (0: all)");
+  const bool cuda = device::on_cuda("eval", options.device);
+  device::check_precision("eval", options.precision, cuda);
   const LoadedModel model = load_model(options.run_or_checkpoint, options.on_warning);
   const Dataset data(options.data);
   const Span split = data.split(options.split);
@@ -67,14 +76,15 @@ EvalResult evaluate(const EvalOptions& options) {
   const Windows windows(symbols, model.config.model.context, options.min_context);
 
   PerSymbolFile file(options.per_symbol);
-  Scorer scorer(model.config.model);
+  const auto scorer = make_scorer(model.config.model, cuda, options.precision);
+  scorer->use(model.weights.vector());
   double sum = 0;
   std::int64_t done = 0;
   std::vector<double> bits;
-  for (std::int64_t w = 0; w < windows.count(); w += scorer.group()) {
-    const std::int64_t last = std::min(windows.count(), w + scorer.group());
+  for (std::int64_t w = 0; w < windows.count(); w += scorer->group()) {
+    const std::int64_t last = std::min(windows.count(), w + scorer->group());
     bits.clear();
-    scorer.score(model.weights.vector(), data.data() + split.begin, windows, w, last, bits);
+    scorer->score(data.data() + split.begin, windows, w, last, bits);
     for (const double b : bits) sum += b;
     file.write(bits);
     done += std::ssize(bits);
@@ -89,6 +99,7 @@ EvalResult evaluate(const EvalOptions& options) {
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.checkpoint = model.checkpoint;
   result.step = model.step;
+  result.device = device::name_of(cuda);
   return result;
 }
 

@@ -37,8 +37,8 @@ Scorer::Scorer(const ModelConfig& model) {
 
 std::int64_t Scorer::group() const { return 4 * static_cast<std::int64_t>(workers_.size()); }
 
-void Scorer::score(Vector<const float> weights, const std::uint8_t* data, const Windows& windows,
-                   std::int64_t first, std::int64_t last, std::vector<double>& bits) {
+void Scorer::score(const std::uint8_t* data, const Windows& windows, std::int64_t first,
+                   std::int64_t last, std::vector<double>& bits) {
   if (first >= last) return;
   const std::int64_t base = windows[first].first;  // windows score adjoining stretches
   const std::size_t old = bits.size();
@@ -51,22 +51,23 @@ void Scorer::score(Vector<const float> weights, const std::uint8_t* data, const 
     for (std::int64_t w = first + t; w < last; w += team) {
       const Window window = windows[w];
       const std::int64_t length = window.end - window.begin;
-      worker.pass.nats(weights, data + window.begin, length, {worker.nats.data(), length});
+      worker.pass.nats(weights_, data + window.begin, length, {worker.nats.data(), length});
       for (std::int64_t i = window.first; i < window.end; ++i)
         out[i - base] = static_cast<double>(worker.nats[i - window.begin]) / std::numbers::ln2;
     }
   });
 }
 
-double mean_bits(Scorer& scorer, Vector<const float> weights, const std::uint8_t* data,
+double mean_bits(WindowScorer& scorer, Vector<const float> weights, const std::uint8_t* data,
                  std::int64_t symbols, std::int64_t context) {
   if (symbols < 1) throw invalid_argument("eval: ", symbols, " symbols to score, want >= 1");
   const Windows windows(symbols, context, 0);
+  scorer.use(weights);
   double sum = 0;
   std::vector<double> bits;
   for (std::int64_t w = 0; w < windows.count(); w += scorer.group()) {
     bits.clear();
-    scorer.score(weights, data, windows, w, std::min(windows.count(), w + scorer.group()), bits);
+    scorer.score(data, windows, w, std::min(windows.count(), w + scorer.group()), bits);
     for (const double b : bits) sum += b;
   }
   return sum / static_cast<double>(symbols);

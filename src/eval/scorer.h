@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "eval/windows.h"
@@ -13,20 +14,32 @@
 
 namespace longstride {
 
-// Memory that a Scorer of this model takes with the threads now set.
-std::int64_t scorer_bytes(const ModelConfig& model);
-
-class Scorer {
+// The seam between what is scored and the device that does it.
+class WindowScorer {
  public:
-  explicit Scorer(const ModelConfig& model);
+  virtual ~WindowScorer() = default;
+
+  // Must stay there and as they are until the last score(). On the GPU: in host or device memory.
+  virtual void use(Vector<const float> weights) = 0;
 
   // Bits (-log2 p) of the symbols that windows [first, last) score, in order, appended to `bits`.
-  // Window positions count from `data`. A symbol's bits depend on its window alone.
-  void score(Vector<const float> weights, const std::uint8_t* data, const Windows& windows,
-             std::int64_t first, std::int64_t last, std::vector<double>& bits);
+  // Window positions count from `data`.
+  virtual void score(const std::uint8_t* data, const Windows& windows, std::int64_t first,
+                     std::int64_t last, std::vector<double>& bits) = 0;
 
-  // How many windows are best given to one call: enough for all workers, few enough for progress.
-  std::int64_t group() const;
+  // How many windows are best given to one call: enough to fill the device, few enough for
+  // progress.
+  virtual std::int64_t group() const = 0;
+};
+
+// On the CPU, in float32. A symbol's bits depend on its window alone.
+class Scorer : public WindowScorer {
+ public:
+  explicit Scorer(const ModelConfig& model);
+  void use(Vector<const float> weights) override { weights_ = weights; }
+  void score(const std::uint8_t* data, const Windows& windows, std::int64_t first,
+             std::int64_t last, std::vector<double>& bits) override;
+  std::int64_t group() const override;
 
  private:
   // Small windows run side by side, one pass (and its memory) each; large ones one by one, with
@@ -36,10 +49,21 @@ class Scorer {
     Buffer<float> nats;  // [context]
   };
   std::vector<std::unique_ptr<Worker>> workers_;
+  Vector<const float> weights_;
 };
 
+// Memory that a Scorer of this model takes with the threads now set.
+std::int64_t scorer_bytes(const ModelConfig& model);
+
+// On the GPU; precision of products and attention: "f32" or "bf16". A symbol's bits depend on its
+// window and, within rounding, on how many windows are scored together.
+std::unique_ptr<WindowScorer> make_cuda_scorer(const ModelConfig& model,
+                                               const std::string& precision);
+// Device memory that it takes, with weights that are in host memory.
+std::int64_t cuda_scorer_bytes(const ModelConfig& model, const std::string& precision);
+
 // Mean bits of the first `symbols` of `data` in windows of the whole context, summed in order.
-double mean_bits(Scorer& scorer, Vector<const float> weights, const std::uint8_t* data,
+double mean_bits(WindowScorer& scorer, Vector<const float> weights, const std::uint8_t* data,
                  std::int64_t symbols, std::int64_t context);
 
 }  // namespace longstride

@@ -33,10 +33,10 @@ class ScorerTest : public testing::Test {
 
   std::vector<double> score(const Windows& windows, std::int64_t group) {
     Scorer scorer(model());
+    scorer.use(weights_.vector());
     std::vector<double> bits;
     for (std::int64_t w = 0; w < windows.count(); w += group)
-      scorer.score(weights_.vector(), data_.data(), windows, w,
-                   std::min(windows.count(), w + group), bits);
+      scorer.score(data_.data(), windows, w, std::min(windows.count(), w + group), bits);
     return bits;
   }
 

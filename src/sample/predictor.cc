@@ -13,7 +13,8 @@ class CachePredictor : public Predictor {
   CachePredictor(const ModelConfig& model, Vector<const float> weights)
       : decoder_(model, weights), context_(model.context) {}
 
-  Vector<const float> next(const std::string& history) override {
+  Matrix<const float> next(const std::vector<std::string>& histories) override {
+    const std::string& history = histories.at(0);
     const auto h = std::ssize(history);
     const std::int64_t begin = window_begin(h, context_);
     if (begin != begin_) decoder_.restart();
@@ -24,7 +25,7 @@ class CachePredictor : public Predictor {
       const bool first = decoder_.position() == 0;  // follows the start symbol
       logits = decoder_.step(first ? 0 : byte(history[static_cast<std::size_t>(at - 1)]));
     }
-    return logits;
+    return matrix(logits.data, 1, logits.size);
   }
 
   void restart() override { decoder_.restart(), begin_ = 0; }
@@ -40,14 +41,15 @@ class FullPredictor : public Predictor {
   FullPredictor(const ModelConfig& model, Vector<const float> weights)
       : pass_(model), weights_(weights), context_(model.context), logits_(model.context * 256) {}
 
-  Vector<const float> next(const std::string& history) override {
+  Matrix<const float> next(const std::vector<std::string>& histories) override {
+    const std::string& history = histories.at(0);
     const auto h = std::ssize(history);
     const std::int64_t begin = window_begin(h, context_), length = h - begin + 1;
     // Row i does not depend on byte i, so the unknown one may be anything.
     const std::string seen = history.substr(static_cast<std::size_t>(begin)) + '\0';
     const auto rows = logits_.matrix(length, 256);
     pass_.logits(weights_, reinterpret_cast<const std::uint8_t*>(seen.data()), length, rows);
-    return {rows.row(length - 1), 256};
+    return matrix<const float>(rows.row(length - 1), 1, 256);
   }
 
   void restart() override {}

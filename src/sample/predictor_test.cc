@@ -54,7 +54,7 @@ TEST(Predictor, CacheGivesTheBitsOfTheFullPassBeyondTheContext) {
       cached->restart();
       full->restart();
       for (int i = 0; i < 40; ++i) {
-        const auto a = cached->next(history), b = full->next(history);
+        const auto a = cached->next({history}), b = full->next({history});
         ASSERT_EQ(std::memcmp(a.data, b.data, 256 * sizeof(float)), 0)
             << pattern << ", prompt " << prompt << ", symbol " << i;
         history.push_back(static_cast<char>(random()));
