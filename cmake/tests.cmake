@@ -35,7 +35,12 @@ find_package(Python3 REQUIRED COMPONENTS Interpreter)
 foreach(script ${scripts})
   get_filename_component(name ${script} NAME_WE)
   add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${script})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 1800 LABELS program ENVIRONMENT
+  set(label program)
+  if(name MATCHES "^gpu_")
+    set(label gpu)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT 1800 LABELS ${label} SKIP_REGULAR_EXPRESSION
+                       "no CUDA device" ENVIRONMENT
                        "LONGSTRIDE=$<TARGET_FILE:longstride_cli>;LONGSTRIDE_ROOT=${PROJECT_SOURCE_DIR}")
   if(name MATCHES "^gpu_")
     set_tests_properties(${name} PROPERTIES LABELS gpu SKIP_REGULAR_EXPRESSION "no CUDA device")
