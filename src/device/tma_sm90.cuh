@@ -66,6 +66,14 @@ __device__ inline void load_box(Address to, const CUtensorMap& map, Address barr
       "l"(&map), "r"(at0), "r"(at1), "r"(at2), "r"(at3), "r"(at4), "r"(barrier)
       : "memory");
 }
+// `bytes` (a multiple of 16, as both addresses are) in a row.
+__device__ inline void load_bytes(Address to, const void* from, int bytes, Address barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 __device__ inline void prefetch(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }

@@ -16,10 +16,7 @@
 
 #include <cmath>
 
-#include "device/number.cuh"
-#include "device/tma_sm90.cuh"
-#include "device/wgmma_sm90.cuh"
-#include "ops/attention/attention_sm90_tiles.cuh"
+#include "ops/attention/attention_sm90_key_ring.cuh"
 #include "tensor/tensor.h"
 
 namespace longstride::ops::cuda::sm90 {
@@ -28,11 +25,8 @@ inline constexpr int kKeys = 128;  // of a tile
 
 template <class A>
 struct ForwardParams {
-  CUtensorMap q, k[kMaxShapes], v[kMaxShapes];
-  KeyShape shapes[kMaxShapes];
-  const DevicePart* parts;  // on the device, as is
-  const HeadPass* passes;   // [order.heads / batch]
-  std::int32_t pass_count, length;
+  CUtensorMap q;
+  KeySource keys;
   Order order;
   Heads<A> out;
   float* lse;
@@ -53,64 +47,6 @@ struct ForwardShape {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-using namespace device::sm90;  // NOLINT: the verbs of this architecture
-
-__device__ inline float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-template <class A>
-__device__ std::uint32_t packed(float low, float high) {
-  std::uint32_t both;
-  if constexpr (std::is_same_v<A, bf16>)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-}
-template <class A>
-__device__ float2 unpacked(std::uint32_t both) {
-  A low, high;
-  low.bits = static_cast<std::uint16_t>(both);
-  high.bits = static_cast<std::uint16_t>(both >> 16);
-  return {device::to_float(low), device::to_float(high)};
-}
-
-template <class A>
-__device__ A* row_of(const Heads<A>& x, std::int64_t batch, std::int64_t i, std::int64_t head) {
-  return x.data + (batch * x.length + i) * x.row_stride + head * x.width;
-}
-
-// Of four threads u = 0 .. 3, each with x[k]: afterwards thread u has what thread k had as x[u].
-__device__ inline void transpose_quad(std::uint32_t (&x)[4], int u) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2)
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (k & bit) continue;
-      const bool upper = u & bit;
-      const std::uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? x[k] : x[k | bit], bit);
-      (upper ? x[k] : x[k | bit]) = other;
-    }
-}
-
-// A place in a ring of tiles and the parity of its turn.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
-template <int kStages>
-struct ForwardBarriers {
-  std::uint64_t q_full[2], q_free[2];
-  std::uint64_t k_full[kStages], k_free[kStages], v_full[kStages], v_free[kStages];
-};
 
 // Online softmax of 64 x 128 scores; thread registers as of wgmma: two rows, of which four threads
 // have a part each.
@@ -146,68 +82,25 @@ struct Softmax {
   }
 };
 
-// What a warpgroup knows of the part whose tiles pass by: what its first and last query see, and
-// what each thread's two rows see.
-struct Sight {
-  std::int32_t begin, end;          // of all its queries together
-  std::int32_t all_begin, all_end;  // seen by each of its queries
-  std::int32_t row_begin[2], row_end[2];
-
-  template <class Tiles>
-  __device__ void look(const Tiles& tiles, std::int32_t first, std::int32_t row,
-                       std::int32_t length) {
-    const std::int32_t last = length - 1;
-    const KeyRange of_first = tiles.walk.seen_by(smaller(first, last));
-    const KeyRange of_last = tiles.walk.seen_by(smaller(first + 63, last));
-    begin = of_first.begin, end = first < length ? of_last.end : 0;
-    all_begin = of_last.begin, all_end = of_first.end;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const KeyRange mine = tiles.walk.seen_by(smaller(row + 8 * h, last));
-      row_begin[h] = mine.begin, row_end[h] = mine.end;
-    }
-  }
-  template <class Tiles>
-  __device__ bool sees(const Tiles& tiles) const {
-    return tiles.begin < end && tiles.begin + tiles.keys > begin;
-  }
-  template <class Tiles>
-  __device__ bool sees_all(const Tiles& tiles) const {
-    return tiles.begin >= all_begin && tiles.begin + tiles.keys <= all_end && tiles.keys == kKeys;
-  }
-  template <class Tiles>
-  __device__ void mask(float (&s)[kKeys / 2], const Tiles& tiles, int u) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const std::int32_t from = row_begin[h] - tiles.begin - 2 * u;
-      const std::int32_t to = smaller(row_end[h] - tiles.begin, tiles.keys) - 2 * u;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (8 * j + e < from || 8 * j + e >= to) s[4 * j + 2 * h + e] = -INFINITY;
-    }
-  }
-};
-
 // Rows `row` and `row` + 8 of a thread: normalised, merged with an earlier pass where there was
 // one.
 template <class A, int kV>
-__device__ void finish(const ForwardParams<A>& p, const HeadPass& pass, int batch, std::int32_t row,
-                       int u, const Softmax& softmax, float (&o)[kV / 2]) {
+__device__ void finish(const ForwardParams<A>& p, const Work& work, std::int32_t row, int u,
+                       const Softmax& softmax, float (&o)[kV / 2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = softmax.sum[h];
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     const std::int32_t i = row + 8 * h;
-    const bool inside = i < p.length;
-    A* const out = row_of(p.out, batch, inside ? i : 0, pass.head);
-    float* const kept =
-        p.lse + (std::int64_t{batch} * p.out.heads + pass.head) * p.length + (inside ? i : 0);
+    const bool inside = i < p.keys.length;
+    A* const out = row_of(p.out, work.batch, inside ? i : 0, work.head);
+    float* const kept = p.lse +
+                        (std::int64_t{work.batch} * p.out.heads + work.head) * p.keys.length +
+                        (inside ? i : 0);
     float lse = sum > 0 ? softmax.top[h] * p.scale + logf(sum) : -INFINITY;
     float weight = sum > 0 ? 1 / sum : 0, weight_before = 0;
-    if (pass.merges != 0) {
+    if (work.merges != 0) {
       const float before = *kept, larger_lse = fmaxf(before, lse);
       if (larger_lse != -INFINITY) {
         const float both = larger_lse + logf(expf(before - larger_lse) + expf(lse - larger_lse));
@@ -239,75 +132,25 @@ __device__ void finish(const ForwardParams<A>& p, const HeadPass& pass, int batc
   }
 }
 
-template <class A, int kQk, int kV>
-__device__ void load_tiles(const ForwardParams<A>& p, Address q, Address k, Address v,
-                           ForwardBarriers<ForwardShape<kQk, kV>::kStages>& barriers) {
-  using Shape = ForwardShape<kQk, kV>;
-  Ring<2> queries;
-  Ring<Shape::kStages> ring;
-  const std::int32_t blocks = static_cast<std::int32_t>(gridDim.x);
-  for (std::int64_t round = 0;; ++round) {
-    const std::int64_t index = p.order.index(round, static_cast<std::int32_t>(blockIdx.x), blocks);
-    if (round * blocks >= p.order.size()) return;
-    if (index >= p.order.size()) continue;
-    const Order::Work work = p.order.at(index);
-    const int batch = work.head / p.pass_count;
-    const HeadPass& pass = p.passes[work.head % p.pass_count];
-    const std::int32_t first = (p.order.tiles - 1 - work.tile) * Shape::kRows;
-
-    const Address q_full = address_of(&barriers.q_full[queries.stage]);
-    wait_for(address_of(&barriers.q_free[queries.stage]), queries.parity ^ 1);
-    arrive_expecting(q_full, Shape::kQBytes);
-    for (int c = 0; c < kQk / 64; ++c)
-      load_box(q + queries.stage * Shape::kQBytes + c * Shape::kRows * kRowBytes, p.q, q_full,
-               64 * c, first, 0, pass.head, batch);
-    queries.advance();
-
-    KeyTiles<kKeys> tiles(p.parts, pass, first, smaller(first + Shape::kRows, p.length) - 1);
-    bool new_part = false;
-    int shape = 0;
-    while (tiles.next(new_part)) {
-      if (new_part) shape = shape_of(*tiles.walk.part, p.shapes);
-      const int columns = keys_in_box(tiles.width(), kKeys) * kRowBytes;
-      const std::int32_t column = tiles.column(), block = tiles.block();
-      const Address k_full = address_of(&barriers.k_full[ring.stage]);
-      const Address v_full = address_of(&barriers.v_full[ring.stage]);
-      wait_for(address_of(&barriers.k_free[ring.stage]), ring.parity ^ 1);
-      arrive_expecting(k_full, columns * (kQk / 64));
-      for (int c = 0; c < kQk / 64; ++c)
-        load_box(k + ring.stage * Shape::kKBytes + c * kKeys * kRowBytes, p.k[shape], k_full,
-                 64 * c, column, block, pass.head, batch);
-      wait_for(address_of(&barriers.v_free[ring.stage]), ring.parity ^ 1);
-      arrive_expecting(v_full, columns * (kV / 64));
-      for (int c = 0; c < kV / 64; ++c)
-        load_box(v + ring.stage * Shape::kVBytes + c * kKeys * kRowBytes, p.v[shape], v_full,
-                 64 * c, column, block, pass.head, batch);
-      ring.advance();
-    }
-  }
-}
-
-// The work of one warpgroup.
+// One warpgroup.
 template <class A, int kQk, int kV>
 struct ForwardConsumer {
   using Shape = ForwardShape<kQk, kV>;
+  using Stage = Ring<Shape::kStages>;
   const ForwardParams<A>& p;
-  ForwardBarriers<Shape::kStages>& barriers;
+  WorkBarriers<2>& works;
+  KeyBarriers<Shape::kStages>& barriers;
   Address q, k, v;
-  int group, lane;  // of the warpgroup's number, of the warp
+  int group;
   float s[kKeys / 2], o[kV / 2];
   std::uint32_t weights[kKeys / 4];  // P of the tile before
   Softmax softmax;
-  Sight sight;
+  Sight<kKeys> sight;
   bool pending = false;  // weights are still to be multiplied with the values of `behind`
-  Ring<Shape::kStages> ring, behind;
+  Stage ring, behind;
 
-  __device__ void wait_k() { wait_for(address_of(&barriers.k_full[ring.stage]), ring.parity); }
-  __device__ void wait_v(const Ring<Shape::kStages>& at) {
+  __device__ void wait_v(const Stage& at) {
     wait_for(address_of(&barriers.v_full[at.stage]), at.parity);
-  }
-  __device__ void free(std::uint64_t& barrier) {
-    if (lane == 0) arrive(address_of(&barrier));
   }
   __device__ void start_scores(Address queries) {
     const std::uint64_t a = tile_at(queries + group * 64 * kRowBytes, Shape::kRows * kRowBytes);
@@ -332,20 +175,18 @@ struct ForwardConsumer {
     start_values();
     wait<0>();
     pin(o);
-    free(barriers.v_free[behind.stage]);
+    release(barriers.v_free[behind.stage]);
     pending = false;
   }
   __device__ void skip() {
     flush();
-    wait_k();
-    free(barriers.k_free[ring.stage]);
+    release(barriers.k_free[ring.stage]);
     wait_v(ring);
-    free(barriers.v_free[ring.stage]);
+    release(barriers.v_free[ring.stage]);
   }
-  template <class Tiles>
-  __device__ void soften(const Tiles& tiles) {
-    free(barriers.k_free[ring.stage]);
-    if (!sight.sees_all(tiles)) sight.mask(s, tiles, lane % 4);
+  __device__ void soften(const TileInfo& tile) {
+    release(barriers.k_free[ring.stage]);
+    if (!sight.sees_all(tile)) sight.mask(s, tile, static_cast<int>(threadIdx.x) % 4);
     softmax(s, p.scale * 1.4426950408889634f);
   }
   __device__ void take_weights() {
@@ -356,65 +197,55 @@ struct ForwardConsumer {
     behind = ring;
     pending = true;
   }
-  template <class Tiles>
-  __device__ void tile(const Tiles& tiles, Address queries) {
-    wait_k();
+  __device__ void meet(const TileInfo& tile, Address queries) {
     if (pending) {
+      wait_v(behind);
       pin(s), pin(o), pin(weights);
       fence();
       start_scores(queries);
-      wait_v(behind);
       start_values();
       wait<1>();
       pin(s);
-      soften(tiles);
+      soften(tile);
       wait<0>();
       pin(o), pin(weights);
-      free(barriers.v_free[behind.stage]);
-      take_weights();
+      release(barriers.v_free[behind.stage]);
     } else {
       pin(s);
       fence();
       start_scores(queries);
       wait<0>();
       pin(s);
-      soften(tiles);
-      take_weights();
+      soften(tile);
     }
+    take_weights();
   }
   __device__ void run() {
-    Ring<2> query_ring;
-    const std::int32_t blocks = static_cast<std::int32_t>(gridDim.x);
-    const int in_group = static_cast<int>(threadIdx.x) % 128;
-    for (std::int64_t round = 0; round * blocks < p.order.size(); ++round) {
-      const std::int64_t index =
-          p.order.index(round, static_cast<std::int32_t>(blockIdx.x), blocks);
-      if (index >= p.order.size()) continue;
-      const Order::Work work = p.order.at(index);
-      const HeadPass& pass = p.passes[work.head % p.pass_count];
-      const std::int32_t tile_first = (p.order.tiles - 1 - work.tile) * Shape::kRows;
-      const std::int32_t first = tile_first + 64 * group;
-      const std::int32_t row = first + in_group / 32 * 16 + lane / 4;
-      const Address queries = q + query_ring.stage * Shape::kQBytes;
+    const int thread = static_cast<int>(threadIdx.x);
+    for (Ring<2> queries;; queries.advance()) {
+      wait_for(address_of(&works.full[queries.stage]), queries.parity);
+      const Work work = works.work[queries.stage];
+      if (work.head < 0) return;
+      const std::int32_t first = work.first + 64 * group;
+      const std::int32_t row = first + thread % 128 / 32 * 16 + thread % 32 / 4;
       softmax = {};
 #pragma unroll
       for (int j = 0; j < kV / 2; ++j) o[j] = 0;
-      wait_for(address_of(&barriers.q_full[query_ring.stage]), query_ring.parity);
-      KeyTiles<kKeys> tiles(p.parts, pass, tile_first,
-                            smaller(tile_first + Shape::kRows, p.length) - 1);
-      bool new_part = false;
-      while (tiles.next(new_part)) {
-        if (new_part) sight.look(tiles, first, row, p.length);
-        if (sight.sees(tiles))
-          tile(tiles, queries);
+      const DevicePart* part = nullptr;
+      sight.look(part, first, row, p.keys.length);
+      for (bool last = false; !last; ring.advance()) {
+        wait_for(address_of(&barriers.k_full[ring.stage]), ring.parity);
+        const TileInfo tile = barriers.info[ring.stage];
+        last = tile.last != 0;
+        if (tile.part != part) sight.look(part = tile.part, first, row, p.keys.length);
+        if (sight.sees(tile))
+          meet(tile, q + queries.stage * Shape::kQBytes);
         else
           skip();
-        ring.advance();
       }
-      free(barriers.q_free[query_ring.stage]);
+      release(works.free[queries.stage]);
       flush();
-      query_ring.advance();
-      finish<A, kV>(p, pass, work.head / p.pass_count, row, lane % 4, softmax, o);
+      finish<A, kV>(p, work, row, thread % 4, softmax, o);
     }
   }
 };
@@ -427,37 +258,33 @@ __global__ void __launch_bounds__(ForwardShape<kQk, kV>::kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Shape = ForwardShape<kQk, kV>;
   extern __shared__ unsigned char shared[];
-  __shared__ ForwardBarriers<Shape::kStages> barriers;
+  __shared__ WorkBarriers<2> works;
+  __shared__ KeyBarriers<Shape::kStages> barriers;
   const Address q = (address_of(shared) + 1023) / 1024 * 1024;
   const Address k = q + 2 * Shape::kQBytes, v = k + Shape::kStages * Shape::kKBytes;
-  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // uniform
   // A box may leave rows of a tile alone; masked weights of 0 must not meet a NaN there.
-  for (Address at = k + threadIdx.x * 16; at < v + Shape::kStages * Shape::kVBytes;
-       at += Shape::kThreads * 16)
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+  clear_shared(k, Shape::kStages * (Shape::kKBytes + Shape::kVBytes));
   if (threadIdx.x == 0) {
-    constexpr int kWarps = 4 * Shape::kGroups;
-    for (int n = 0; n < 2; ++n) {
-      barrier_init(address_of(&barriers.q_full[n]), 1);
-      barrier_init(address_of(&barriers.q_free[n]), kWarps);
-    }
-    for (int n = 0; n < Shape::kStages; ++n) {
-      barrier_init(address_of(&barriers.k_full[n]), 1);
-      barrier_init(address_of(&barriers.v_full[n]), 1);
-      barrier_init(address_of(&barriers.k_free[n]), kWarps);
-      barrier_init(address_of(&barriers.v_free[n]), kWarps);
-    }
+    works.init(4 * Shape::kGroups);
+    barriers.init(4 * Shape::kGroups);
     barriers_ready();
   }
   async_after_writes();
   __syncthreads();
+  const int group = warpgroup();
   if (group == Shape::kGroups) {
     give_registers<Shape::kLoaderRegisters>();
-    if (threadIdx.x % 128 == 0) load_tiles<A, kQk, kV>(p, q, k, v, barriers);
+    if (threadIdx.x % 128 != 0) return;
+    KeyLoader<kKeys, kQk, kV, Shape::kStages> loader{p.keys, barriers, k, v};
+    load_all<Shape::kRows>(p.order, loader, works, Shape::kQBytes,
+                           [&](const Work& work, int slot, Address full) {
+                             for (int c = 0; c < kQk / 64; ++c)
+                               load_box(q + slot * Shape::kQBytes + c * Shape::kRows * kRowBytes,
+                                        p.q, full, 64 * c, work.first, 0, work.head, work.batch);
+                           });
   } else {
     take_registers<Shape::kRegisters>();
-    ForwardConsumer<A, kQk, kV> consumer{
-        p, barriers, q, k, v, group, static_cast<int>(threadIdx.x) % 32};
+    ForwardConsumer<A, kQk, kV> consumer{p, works, barriers, q, k, v, group};
     consumer.run();
   }
 #endif

@@ -18,16 +18,16 @@ void forward(device::Stream stream, const Attention<A>& op, const Line& line) {
   p.q = rows_map<A>(op.q, Shape::kRows);
   const std::vector<KeyShape> shapes = shapes_of(line);
   for (std::size_t n = 0; n < shapes.size(); ++n) {
-    p.shapes[n] = shapes[n];
-    p.k[n] = keys_map<A>(op.k, shapes[n], kKeys);
-    p.v[n] = keys_map<A>(op.v, shapes[n], kKeys);
+    p.keys.shapes[n] = shapes[n];
+    p.keys.k[n] = keys_map<A>(op.k, shapes[n], kKeys);
+    p.keys.v[n] = keys_map<A>(op.v, shapes[n], kKeys);
   }
-  p.parts = line.device_parts;
-  p.passes = line.device_passes;
-  p.pass_count = static_cast<std::int32_t>(line.passes->size());
-  p.length = static_cast<std::int32_t>(op.q.length);
+  p.keys.parts = line.device_parts;
+  p.keys.passes = line.device_passes;
+  p.keys.pass_count = static_cast<std::int32_t>(line.passes->size());
+  p.keys.length = static_cast<std::int32_t>(op.q.length);
   p.order.tiles = static_cast<std::int32_t>(ceil_div(op.q.length, Shape::kRows));
-  p.order.heads = static_cast<std::int32_t>(op.q.batch * p.pass_count);
+  p.order.heads = static_cast<std::int32_t>(op.q.batch * p.keys.pass_count);
   p.order.group = heads_in_group(2 * op.q.length * (op.k.width + op.v.width), p.order.heads);
   p.out = op.out;
   p.lse = op.lse.data;
