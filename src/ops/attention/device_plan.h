@@ -218,6 +218,42 @@ constexpr bool keeps(const DevicePart& part, std::int32_t i, std::int32_t j) {
   return true;
 }
 
+// The keys of a lane that its query i sees; none where i belongs to another lane of a list.
+constexpr KeyRange reach_in_lane(const DevicePart& part, std::int32_t lane, std::int32_t i) {
+  if (part.type == PartType::listed && lane_of(part, i) != lane) return {};
+  return reach(part, lane, i);
+}
+
+// key() of one lane with what it needs at hand:
+//   position(t) = first + t step + floor(t / group) gap,  of a list: (blocks[t / group] - that) gap
+struct KeyMap {
+  Divider group;
+  std::int32_t first = 0, step = 1, gap = 0;
+  const std::int32_t* blocks = nullptr;
+  constexpr std::int32_t position(std::int32_t t) const {
+    if (gap == 0) return first + t * step;
+    const std::int32_t n = group.quotient(t);
+    return first + t * step + (blocks == nullptr ? n : blocks[n] - n) * gap;
+  }
+};
+
+constexpr KeyMap key_map(const DevicePart& part, std::int32_t lane) {
+  KeyMap map;
+  if (part.type == PartType::column) {
+    map.first = lane;
+    map.step = part.fold.by;
+  } else if (part.type == PartType::summary) {
+    map.group = part.summary_width;
+    map.first = part.summary_first;
+    map.gap = part.fold.by - part.summary_width.by;
+  } else if (part.type == PartType::listed) {
+    map.group = part.fold;
+    map.gap = part.fold.by;
+    map.blocks = part.blocks + part.offsets[lane];
+  }
+  return map;
+}
+
 // The first step < count of the lane whose reach has its end (or begin) at or behind t.
 constexpr std::int32_t first_step(const DevicePart& part, std::int32_t lane, std::int32_t count,
                                   bool of_end, std::int32_t t) {
@@ -275,10 +311,7 @@ struct TileWalk {
   }
 
   // The key indices of the current range that query i of the tile sees.
-  constexpr KeyRange seen_by(std::int32_t i) const {
-    if (part->type == PartType::listed && lane_of(*part, i) != lane) return {};
-    return reach(*part, lane, i);
-  }
+  constexpr KeyRange seen_by(std::int32_t i) const { return reach_in_lane(*part, lane, i); }
 
  private:
   const DevicePart *next_part, *end_part;

@@ -88,6 +88,7 @@ TEST(DevicePlan, TilesMeetEachPairOnce) {
               for (std::int32_t t = seen.begin; t < seen.end; ++t) {
                 const std::int32_t j = key(*walk.part, walk.lane, t);
                 ASSERT_TRUE(j >= 0 && j <= i);
+                ASSERT_EQ(key_map(*walk.part, walk.lane).position(t), j);
                 if (keeps(*walk.part, i, j))
                   ++met[(static_cast<std::size_t>(pass.head) * length +
                          static_cast<std::size_t>(i)) *
