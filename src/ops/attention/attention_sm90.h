@@ -30,4 +30,14 @@ bool takes(const Attention<A>& op, const Line& line);
 template <class A>
 void attention(device::Stream stream, const Attention<A>& op, const Line& line);
 
+// Beside the above: every head is a line pass and nothing else (each stands once in the passes); a
+// summary is alone or beside a row of its stride; no part is cut by rows of another.
+template <class A>
+bool takes(const AttentionBackward<A>& op, const Line& line);
+// Floats of scratch, at a multiple of 16 bytes.
+template <class A>
+std::int64_t backward_scratch(const AttentionBackward<A>& op);
+template <class A>
+void attention_backward(device::Stream stream, const AttentionBackward<A>& op, const Line& line);
+
 }  // namespace longstride::ops::cuda::sm90

@@ -71,6 +71,7 @@ __device__ inline void clear_shared(Address from, int bytes) {
 
 // One lane of each warp says that the warp is done with what the barrier guards.
 __device__ inline void release(std::uint64_t& barrier) {
+  __syncwarp();
   if (threadIdx.x % 32 == 0) arrive(address_of(&barrier));
 }
 

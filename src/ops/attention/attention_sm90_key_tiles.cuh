@@ -57,6 +57,17 @@ constexpr KeyRange queries_of(const DevicePart& part, std::int32_t j, std::int32
   return {smaller(begin, end), end};
 }
 
+// Tiles of a head.
+constexpr std::int32_t key_tiles(const DevicePart* parts, const HeadPass& pass,
+                                 std::int32_t length) {
+  const DevicePart* const summary = summary_of(parts, pass);
+  const std::int32_t compact = summary == nullptr
+                                   ? 0
+                                   : tiles_of(summary_keys(*summary, length),
+                                              keys_in_box(summary->summary_width.by, kKeyTile));
+  return compact + tiles_of(length, kKeyTile);
+}
+
 // One tile of keys of one head, and its ranges of queries.
 struct KeySide {
   const DevicePart* parts;

@@ -20,6 +20,9 @@ bool can_map(const Heads<A>& x) {
 // Whether tiles of `tile` keys suit the parts that the passes use.
 bool can_tile(const Line& line, int tile);
 
+// Whether the gradients of all keys can be had tile by tile (attention_sm90_key_tiles.cuh).
+bool can_turn(const Line& line);
+
 // Shapes of the keys: shapes[0], and one for each kind of summary among the passes.
 std::vector<KeyShape> shapes_of(const Line& line);
 

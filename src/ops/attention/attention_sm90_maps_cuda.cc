@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/integers.h"
+#include "ops/attention/attention_sm90_key_tiles.cuh"
 
 namespace longstride::ops::cuda::sm90 {
 
@@ -26,6 +27,19 @@ bool can_tile(const Line& line, int tile) {
                   part.masked == 0 &&
                   (part.type != PartType::summary || boxes_fit(part.summary_width.by, tile));
          });
+}
+
+bool can_turn(const Line& line) {
+  for (const HeadPass& pass : *line.passes) {
+    const DevicePart* const summary = summary_of(line.parts->data(), pass);
+    for (std::int32_t n = 0; n < pass.parts; ++n) {
+      const DevicePart& part = (*line.parts)[static_cast<std::size_t>(pass.first_part + n)];
+      if (part.pass == pass.pass && &part != summary && summary != nullptr &&
+          (part.type != PartType::row || part.fold.by != summary->fold.by))
+        return false;
+    }
+  }
+  return all_parts(line, simple_edges);
 }
 
 std::vector<KeyShape> shapes_of(const Line& line) {

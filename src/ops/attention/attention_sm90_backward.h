@@ -1,0 +1,24 @@
+// The launches of the Hopper backward kernels for widths up to kQk and kV.
+#pragma once
+
+#include "ops/attention/attention_sm90.h"
+
+namespace longstride::ops::cuda::sm90 {
+
+// Of each row: L log2(e) (+inf for rows without keys and behind the end, so that P = 0 there) and
+// D = <dO, O> (0 behind the end), [B, H, padded].
+struct RowNumbers {
+  float *lse = nullptr, *mean = nullptr;
+  std::int32_t padded = 0;
+};
+template <class A>
+void describe_rows(device::Stream stream, const AttentionBackward<A>& op, const RowNumbers& rows);
+
+template <class A, int kQk, int kV>
+void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const Line& line,
+                    const RowNumbers& rows);
+template <class A, int kQk, int kV>
+void key_gradient(device::Stream stream, const AttentionBackward<A>& op, const Line& line,
+                  const RowNumbers& rows);
+
+}  // namespace longstride::ops::cuda::sm90
