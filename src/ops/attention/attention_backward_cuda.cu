@@ -112,13 +112,14 @@ void attention_backward(device::Stream stream, const AttentionBackward<A>& op) {
   arguments.rows = rows;
   arguments.queries = op.scratch.data + scratch.queries;
   arguments.keys = op.scratch.data + scratch.keys;
-  arguments.parts = op.plan->state().parts.data();
+  arguments.walk.parts = op.plan->state().parts.data();
   arguments.scale = op.scale;
-  arguments.length = static_cast<std::int32_t>(op.q.length);
+  arguments.walk.length = static_cast<std::int32_t>(op.q.length);
   arguments.whole_pieces = pieces<A>(op.q) && pieces<A>(op.k) && pieces<A>(op.v) &&
                            pieces<A>(op.dout) && pieces<A>(op.dq) && pieces<A>(op.dk) &&
                            pieces<A>(op.dv);
-  arguments.tile = kernel.tile;
+  arguments.walk.batch = static_cast<std::int32_t>(op.q.batch);
+  arguments.walk.tile = kernel.tile;
 
   constexpr float kLog2E = 1.4426950408889634f;
   describe_rows(stream, op, std::is_same_v<A, float> ? 1.0f : kLog2E,
@@ -126,11 +127,11 @@ void attention_backward(device::Stream stream, const AttentionBackward<A>& op) {
   clear_heads(stream, op, launches.cleared);
   std::int64_t counters = 0;
   for (const BackwardLaunch& launch : launches.list) {
-    arguments.geometry = launch.geometry;
+    arguments.walk.geometry = launch.geometry;
     arguments.stores = launch.stores;
     arguments.done = done + counters;
-    arguments.heads = static_cast<std::int32_t>(launch.heads.size());
-    std::copy(launch.heads.begin(), launch.heads.end(), arguments.head);
+    arguments.walk.heads = static_cast<std::int32_t>(launch.heads.size());
+    std::copy(launch.heads.begin(), launch.heads.end(), arguments.walk.head);
     const std::int64_t blocks = launch.blocks(op.q.batch);
     kernel.launch(stream, arguments, blocks);
     if (launch.geometry.splits > 1) add_splits(stream, arguments, blocks, kernel.qk, kernel.v);

@@ -34,19 +34,19 @@ class FloatBackward {
                                            Memory& memory)
       : a_(arguments),
         at_(memory),
-        key_(key_tile(arguments, blockIdx.x)),
-        tiles_(arguments, key_) {}
+        key_(key_tile(arguments.walk, blockIdx.x)),
+        tiles_(arguments.walk, key_) {}
 
   __device__ __forceinline__ void run() {
     if (key_.count < 1) return;
-    bool more = tiles_.next(a_, key_);
-    if (!more && a_.stores == 0 && a_.geometry.splits == 1) return;
+    bool more = tiles_.next(a_.walk, key_, WarpSearch{});
+    if (!more && a_.stores == 0 && a_.walk.geometry.splits == 1) return;
     for (int n = thread(); n < kTile; n += kThreads)
-      at_.key_position[n] = n < key_.count ? position_of_key(a_, key_, n) : -1;
+      at_.key_position[n] = n < key_.count ? position_of_key(a_.walk, key_, n) : -1;
     __syncthreads();
     load(a_.k, at_.k, [&](int r) { return at_.key_position[r]; });
     load(a_.v, at_.v, [&](int r) { return at_.key_position[r]; });
-    for (; more; more = tiles_.next(a_, key_)) {
+    for (; more; more = tiles_.next(a_.walk, key_, WarpSearch{})) {
       load_queries();
       __syncthreads();
       pairs();
@@ -59,7 +59,7 @@ class FloatBackward {
       __syncthreads();
       if (behind > 0 && thread() == 0) publish(a_.done + tiles_.shared, before + 1);
     }
-    if (a_.geometry.splits > 1)
+    if (a_.walk.geometry.splits > 1)
       finish_split();
     else
       finish();
@@ -105,11 +105,11 @@ class FloatBackward {
     load(a_.dout, at_.dout, [&](int r) { return query_at(r); });
     if (thread() >= 32) return;
     const int r = thread();
-    describe_row<kTile>(a_, key_, tiles_, r, at_.rows);
+    describe_row<kTile>(a_.walk, key_, tiles_, r, at_.rows);
     if (r >= kTile) return;
     const std::int64_t i = query_at(r);
     const float2* const rows =
-        a_.rows + (static_cast<std::int64_t>(key_.batch) * a_.q.heads + key_.head) * a_.length;
+        a_.rows + (static_cast<std::int64_t>(key_.batch) * a_.q.heads + key_.head) * a_.walk.length;
     at_.rows.row[r] = i < 0 ? float2{0, 0} : rows[i];
   }
 
@@ -229,7 +229,7 @@ class FloatBackward {
   const BackwardArguments<float>& a_;
   Memory& at_;
   const KeyTile key_;
-  QueryTiles<float> tiles_;
+  QueryTiles tiles_;
   float dk_[kRows][4] = {}, dv_[kRows][4] = {};
 };
 
@@ -254,8 +254,8 @@ void launch_backward_float(device::Stream stream, const BackwardArguments<float>
   device::check(allowed, "attention_backward: shared memory");
   kernel<<<static_cast<unsigned>(blocks), kThreads, kBytes, stream>>>(arguments);
   device::launched(stream, "attention_backward float B ", arguments.q.batch, " N ",
-                   arguments.length, " heads ", arguments.heads, " of ", arguments.q.heads,
-                   " widths ", arguments.q.width, ", ", arguments.v.width);
+                   arguments.walk.length, " heads ", arguments.walk.heads, " of ",
+                   arguments.q.heads, " widths ", arguments.q.width, ", ", arguments.v.width);
 }
 
 template void launch_backward_float<64, 32>(device::Stream, const BackwardArguments<float>&,

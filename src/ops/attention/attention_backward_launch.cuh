@@ -13,8 +13,8 @@ void launch_backward(device::Stream stream, const BackwardArguments<A>& argument
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   device::check(allowed, "attention_backward: shared memory");
   kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, Shape::kBytes, stream>>>(arguments);
-  device::launched(stream, "attention_backward B ", arguments.q.batch, " N ", arguments.length,
-                   " heads ", arguments.heads, " of ", arguments.q.heads, " widths ",
+  device::launched(stream, "attention_backward B ", arguments.q.batch, " N ", arguments.walk.length,
+                   " heads ", arguments.walk.heads, " of ", arguments.q.heads, " widths ",
                    arguments.q.width, ", ", arguments.v.width);
 }
 

@@ -221,13 +221,13 @@ class BackwardBlock {
       : a_(arguments),
         at_(shared),
         shared_(shared_address(shared)),
-        key_(key_tile(arguments, blockIdx.x)),
-        tiles_(arguments, key_) {}
+        key_(key_tile(arguments.walk, blockIdx.x)),
+        tiles_(arguments.walk, key_) {}
 
   __device__ __forceinline__ void run() {
     if (key_.count < 1) return;
-    bool more = tiles_.next(a_, key_);
-    if (!more && a_.stores == 0 && a_.geometry.splits == 1) return;
+    bool more = tiles_.next(a_.walk, key_, WarpSearch{});
+    if (!more && a_.stores == 0 && a_.walk.geometry.splits == 1) return;
     load_keys();
     copies_commit();
     if (more) load_queries(0);
@@ -241,8 +241,8 @@ class BackwardBlock {
     std::int32_t* signal = nullptr;
     std::int32_t signal_value = 0;
     while (more) {
-      const QueryTiles<A> now = tiles_;
-      more = tiles_.next(a_, key_);
+      const QueryTiles now = tiles_;
+      more = tiles_.next(a_.walk, key_, WarpSearch{});
       copies_wait<0>();
       __syncthreads();
       if (signal != nullptr && threadIdx.x == 0) publish(signal, signal_value);
@@ -298,7 +298,7 @@ class BackwardBlock {
 
   __device__ __forceinline__ void load_keys() {
     for (int n = static_cast<int>(threadIdx.x); n < Shape::kKeys; n += Shape::kThreads)
-      key_positions()[n] = n < key_.count ? position_of_key(a_, key_, n) : -1;
+      key_positions()[n] = n < key_.count ? position_of_key(a_.walk, key_, n) : -1;
     __syncthreads();
     const auto load = [&]<int kWidth>(const Heads<const A>& x, int to) {
       load_rows<kWidth, Shape::kThreads>(base(x), x.width, a_.whole_pieces != 0, Shape::kKeys,
@@ -329,15 +329,15 @@ class BackwardBlock {
     const auto r = static_cast<std::int32_t>(threadIdx.x);
     if (r >= larger(32, Shape::kQueries)) return;
     QueryRows<Shape::kQueries>& rows = rows_of(stage);
-    describe_row<Shape::kQueries>(a_, key_, tiles_, r, rows);
+    describe_row<Shape::kQueries>(a_.walk, key_, tiles_, r, rows);
     if (r >= Shape::kQueries) return;
     const float2* const from =
-        a_.rows + (static_cast<std::int64_t>(key_.batch) * a_.q.heads + key_.head) * a_.length;
+        a_.rows + (static_cast<std::int64_t>(key_.batch) * a_.q.heads + key_.head) * a_.walk.length;
     copy8(shared_address(rows.row + r), from + (r < count ? first + r * stride : 0), r < count);
   }
 
   // Bit q % kMaskBits of word q / kMaskBits of a key: whether the pair is kept.
-  __device__ __forceinline__ void make_mask(const QueryTiles<A>& now) {
+  __device__ __forceinline__ void make_mask(const QueryTiles& now) {
     constexpr int kBits = Shape::kMaskBits, kWords = Shape::kQueries / kBits;
     for (int n = static_cast<int>(threadIdx.x); n < Shape::kKeys * kWords; n += Shape::kThreads) {
       const std::int32_t j = key_positions()[n / kWords];
@@ -447,7 +447,7 @@ class BackwardBlock {
   }
 
   // dQ of a query tile: the sum over this block's keys, and over those of the blocks before.
-  __device__ __forceinline__ void queries_of_keys(int stage, const QueryTiles<A>& now,
+  __device__ __forceinline__ void queries_of_keys(int stage, const QueryTiles& now,
                                                   std::int32_t before, std::int32_t behind) {
     constexpr int kQms = Shape::kQueryMs, kNs = Shape::kDqColumns / 8;
     const QueryRows<Shape::kQueries>& rows = rows_of(stage);
@@ -519,7 +519,7 @@ class BackwardBlock {
 
   // dK and dV.
   __device__ __forceinline__ void finish() {
-    if (a_.geometry.splits > 1) {
+    if (a_.walk.geometry.splits > 1) {
       finish_split();
       return;
     }
@@ -564,7 +564,7 @@ class BackwardBlock {
   char* const at_;
   const std::uint32_t shared_;
   const KeyTile key_;
-  QueryTiles<A> tiles_;
+  QueryTiles tiles_;
   float dk_[kMs][kKeyNs][4] = {}, dv_[kMs][kValueNs][4] = {};
   std::uint32_t k_[Shape::kHoldKeys ? kMs : 1][Shape::kQk / 16][4],
       v_[Shape::kHoldKeys ? kMs : 1][Shape::kV / 16][4];

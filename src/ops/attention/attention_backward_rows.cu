@@ -81,12 +81,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class A>
 __global__ void __launch_bounds__(kThreads)
     add_splits_kernel(const __grid_constant__ BackwardArguments<A> a, int qk, int v) {
-  const std::int32_t splits = a.geometry.splits, heads = a.heads;
+  const std::int32_t splits = a.walk.geometry.splits, heads = a.walk.heads;
   const std::uint32_t rest = blockIdx.x / static_cast<std::uint32_t>(heads);
   const std::uint32_t first = (rest * splits) * heads + blockIdx.x - rest * heads;
-  const KeyTile tile = key_tile(a, first);
+  const KeyTile tile = key_tile(a.walk, first);
   if (tile.count < 1) return;
-  const std::int64_t size = std::int64_t{a.tile.keys} * (qk + v);
+  const std::int64_t size = std::int64_t{a.walk.tile.keys} * (qk + v);
   const auto write = [&](const Heads<A>& x, int start, int width) {
     A* const to = x.data + tile.batch * x.length * x.row_stride + tile.head * x.width;
     for (int n = static_cast<int>(threadIdx.x); n < tile.count * width; n += kThreads) {
@@ -95,12 +95,12 @@ __global__ void __launch_bounds__(kThreads)
       const float* from = a.keys + first * size + start + n;
       float sum = 0;
       for (std::int32_t s = 0; s < splits; ++s, from += size * heads) sum += *from;
-      A& y = to[position_of_key(a, tile, row) * x.row_stride + column];
+      A& y = to[position_of_key(a.walk, tile, row) * x.row_stride + column];
       y = from_float<A>(a.stores != 0 ? sum : sum + to_float(y));
     }
   };
   write(a.dk, 0, qk);
-  write(a.dv, a.tile.keys * qk, v);
+  write(a.dv, a.walk.tile.keys * qk, v);
 }
 
 }  // namespace
@@ -133,10 +133,10 @@ void clear_heads(device::Stream stream, const AttentionBackward<A>& op,
 template <class A>
 void add_splits(device::Stream stream, const BackwardArguments<A>& arguments, std::int64_t blocks,
                 int qk, int v) {
-  const std::int64_t tiles = blocks / arguments.geometry.splits;
+  const std::int64_t tiles = blocks / arguments.walk.geometry.splits;
   add_splits_kernel<A><<<static_cast<unsigned>(tiles), kThreads, 0, stream>>>(arguments, qk, v);
-  device::launched(stream, "attention_backward sums of ", arguments.geometry.splits, " splits, ",
-                   tiles, " key tiles");
+  device::launched(stream, "attention_backward sums of ", arguments.walk.geometry.splits,
+                   " splits, ", tiles, " key tiles");
 }
 
 template void describe_rows(device::Stream, const AttentionBackward<float>&, float, bool, float2*,
