@@ -104,6 +104,7 @@ void add_train_bench(Program& program, CLI::App& bench) {
       add_command(program, bench, "train", "Training steps of a preset", kTrainFooter);
   add_preset(command, a->train.preset, a->train.settings);
   add_length(command, "--steps", a->train.steps, "steps timed (10)");
+  add_device(command, a->train.device);
   CLI::Option* grow = command->add_flag("--growth", a->grow, "time a token against N");
   grow->excludes("--preset")->excludes("--steps");
   command->add_option("--min-length", a->growth.min_length, "growth: first N (4096)")
@@ -118,6 +119,7 @@ void add_train_bench(Program& program, CLI::App& bench) {
     if (!a->grow) return bench_train(a->train, globals);
     BenchGrowthArguments growth = a->growth;
     growth.settings = a->train.settings;
+    growth.device = a->train.device;
     return bench_growth(growth, globals);
   });
 }

@@ -15,8 +15,10 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-double peak_of(const BenchReport& peaks, const std::string& precision) {
-  return precision == "bf16" ? peaks.peak_bf16_flops : peaks.peak_flops;
+// Of the device that made the steps: on the GPU the run has measured it.
+double peak_of(const BenchReport& peaks, const TrainTimes& t) {
+  if (t.on_gpu()) return t.peak_flops;
+  return t.plan.precision == "bf16" ? peaks.peak_bf16_flops : peaks.peak_flops;
 }
 
 struct Share {
@@ -27,7 +29,7 @@ struct Share {
 // By operation, the longest first; last what is in none.
 std::vector<Share> breakdown(const TrainTimes& t) {
   std::vector<Share> shares;
-  const auto steps = static_cast<double>(t.steps);
+  const auto steps = static_cast<double>(t.profiled_steps);
   double rest = t.mean_seconds;
   for (const ProfileRow& row : t.profile) {
     shares.push_back({row.name, row.seconds / steps, static_cast<double>(row.calls) / steps});
@@ -44,8 +46,10 @@ Json times_json(const TrainTimes& t) {
                           {"seconds", s.seconds},
                           {"calls", s.calls},
                           {"share", s.seconds / t.mean_seconds}});
-  return {{"parameters", t.plan.parameters},
+  return {{"device", t.plan.device},
+          {"parameters", t.plan.parameters},
           {"recompute", t.plan.recompute},
+          {"segment", t.plan.segment},
           {"planned_memory", t.plan.total()},
           {"peak_memory", t.peak_memory},
           {"steps", t.steps},
@@ -57,14 +61,15 @@ Json times_json(const TrainTimes& t) {
           {"operations", operations}};
 }
 
-std::string times_text(const std::string& name, const std::string& precision, const TrainTimes& t,
-                       double peak) {
+std::string times_text(const std::string& name, const TrainTimes& t, double peak) {
+  const std::string& precision = t.plan.precision;
   std::string lines = fmt::format(
-      "{}: {} parameters, {}, {} threads\n"
+      "{}: {} parameters, {}, {}\n"
       "step        {:.4g} s (mean {:.4g}), {} tokens/s\n"
       "needed work {}flop, {}flop/s, {:.0f} % of {}flop/s (matrix product, {})\n"
       "memory      {} at most, {} planned, recomputation {}\n\n",
-      name, with_commas(t.plan.parameters), precision, used_threads(), t.best_seconds,
+      name, with_commas(t.plan.parameters), precision,
+      t.on_gpu() ? t.plan.device : fmt::format("{} threads", used_threads()), t.best_seconds,
       t.mean_seconds, with_unit(t.symbols / t.best_seconds), with_unit(t.flops),
       with_unit(t.flops / t.best_seconds), 100 * t.flops / t.best_seconds / peak, with_unit(peak),
       precision, as_bytes(t.peak_memory), as_bytes(t.plan.total()),
@@ -103,7 +108,7 @@ std::vector<Grown> grow(const BenchGrowthArguments& a, Progress& progress) {
   for (std::int64_t n = a.min_length; n <= a.max_length; n *= 2) {
     const TemporaryFolder folder;
     Config config = growth_config(n, a.settings);
-    TrainTimes times = train_some(config, kWarmUp, kSteps, progress, folder.path);
+    TrainTimes times = train_some({config, a.device, kWarmUp, kSteps}, progress, folder.path);
     list.push_back({std::move(config), std::move(times)});
   }
   return list;
@@ -116,7 +121,7 @@ std::vector<BenchFit> fits_of(const std::vector<Grown>& list) {
     row.series = "training step per token";
     row.size = static_cast<double>(g.config.model.context);
     row.seconds = g.seconds_per_symbol();
-    row.bf16 = g.config.train.precision == "bf16";
+    row.bf16 = g.times.plan.precision == "bf16";
     rows.push_back(row);
   }
   return fit_exponents(rows);
@@ -132,18 +137,19 @@ int bench_train(const BenchTrainArguments& a, const Globals& globals) {
   TrainTimes t;
   {
     Progress progress(globals.quiet);
-    t = train_some(config, kWarmUp, a.steps, progress, folder.path);
+    t = train_some({config, a.device, kWarmUp, a.steps}, progress, folder.path);
     peaks = bench_peaks();  // afterwards: its arrays would count as memory of the training
   }
-  const double peak = peak_of(peaks, config.train.precision);
+  const double peak = peak_of(peaks, t);
   if (!globals.json) {
-    print(times_text(a.preset, config.train.precision, t, peak));
+    print(times_text(a.preset, t, peak));
     return 0;
   }
   Json json = {{"machine", machine_json()},
                {"peak", peaks_json(peaks)},
                {"preset", a.preset},
-               {"precision", config.train.precision}};
+               {"precision", t.plan.precision}};
+  json["batch"] = config.train.batch;
   json.update(times_json(t));
   json["share"] = t.flops / t.best_seconds / peak;
   print_json(json);
@@ -166,10 +172,10 @@ int bench_growth(const BenchGrowthArguments& a, const Globals& globals) {
   std::string lines;
   for (const Grown& g : list) {
     const TrainTimes& t = g.times;
-    const double share = t.flops / t.best_seconds / peak_of(peaks, g.config.train.precision);
+    const double share = t.flops / t.best_seconds / peak_of(peaks, t);
     Json json = {{"length", g.config.model.context},
                  {"attention", g.config.model.attention},
-                 {"precision", g.config.train.precision},
+                 {"precision", t.plan.precision},
                  {"seconds_per_symbol", g.seconds_per_symbol()},
                  {"share", share}};
     json.update(times_json(t));

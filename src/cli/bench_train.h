@@ -13,11 +13,13 @@ struct BenchTrainArguments {
   std::string preset = "small-text";
   std::vector<std::string> settings;  // key=value
   std::int64_t steps = 10;
+  std::string device = "cpu";
 };
 
 struct BenchGrowthArguments {
   std::int64_t min_length = 4096, max_length = 16384;
   std::vector<std::string> settings;
+  std::string device = "cpu";
 };
 
 struct BenchSampleArguments {
