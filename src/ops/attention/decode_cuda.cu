@@ -128,26 +128,38 @@ __device__ void find(const Args<A>& a, const DecodeHead& head, std::int32_t i, i
   s.row[threadIdx.x] = row;
 }
 
-// Padding behind a width is zero, in the cache and in q.
+// Padding behind a width is zero, in the cache and in q. A group of lanes takes kKeys keys at once,
+// so that their loads are under way together.
 template <class A>
 __device__ void score(const Args<A>& a, const A* keys, int count, Shared<A>& s) {
-  constexpr int kAtOnce = kThreads / kLanes, kP = kPack<A>;
-  const int lane = threadIdx.x % kLanes;
-#pragma unroll 2
-  for (int n = threadIdx.x / kLanes; n < kPiece; n += kAtOnce) {
-    const std::int32_t row = n < count ? s.row[n] : kNotKept;
-    float sum = 0;
-    if (row != kNotKept) {
-      const A* const k = row == kOwn ? s.k : keys + std::int64_t{row} * a.qk_padded;
-      for (int c = lane * kP; c < a.qk_padded; c += kLanes * kP) {
-        const auto part = device::load<kP>(k + c);
+  constexpr int kGroups = kThreads / kLanes, kKeys = kPiece / kGroups, kP = kPack<A>;
+  const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  const A* key[kKeys];
 #pragma unroll
-        for (int e = 0; e < kP; ++e) sum = fmaf(s.q[c + e], device::to_float(part.at[e]), sum);
-      }
+  for (int n = 0; n < kKeys; ++n) {
+    const int at = group + n * kGroups;
+    const std::int32_t row = at < count ? s.row[at] : kNotKept;
+    key[n] = row == kNotKept ? nullptr : row == kOwn ? s.k : keys + std::int64_t{row} * a.qk_padded;
+  }
+  float sum[kKeys] = {};
+  for (int c = lane * kP; c < a.qk_padded; c += kLanes * kP) {
+    Pack<A, kP> part[kKeys];
+#pragma unroll
+    for (int n = 0; n < kKeys; ++n)
+      if (key[n] != nullptr) part[n] = device::load<kP>(key[n] + c);
+#pragma unroll
+    for (int n = 0; n < kKeys; ++n) {
+      if (key[n] == nullptr) continue;
+#pragma unroll
+      for (int e = 0; e < kP; ++e)
+        sum[n] = fmaf(s.q[c + e], device::to_float(part[n].at[e]), sum[n]);
     }
+  }
 #pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (lane == 0) s.p[n] = row == kNotKept ? -INFINITY : sum * a.scale;
+  for (int n = 0; n < kKeys; ++n) {
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) sum[n] += __shfl_xor_sync(~0u, sum[n], step);
+    if (lane == 0) s.p[group + n * kGroups] = key[n] == nullptr ? -INFINITY : sum[n] * a.scale;
   }
 }
 
@@ -155,20 +167,28 @@ __device__ void score(const Args<A>& a, const A* keys, int count, Shared<A>& s) 
 // number of groups.
 template <class A>
 __device__ int weigh(const Args<A>& a, const A* values, int count, Shared<A>& s) {
-  constexpr int kP = kPack<A>;
+  constexpr int kP = kPack<A>, kKeys = 8;
   const int packs = a.v_padded / kP, groups = kThreads / packs;
   const int group = threadIdx.x / packs, c = threadIdx.x % packs * kP;
   if (group < groups) {
     float sum[kP] = {};
-#pragma unroll 4
-    for (int n = group; n < count; n += groups) {
-      const std::int32_t row = s.row[n];
-      if (row == kNotKept) continue;
-      const A* const v = row == kOwn ? s.v : values + std::int64_t{row} * a.v_padded;
-      const auto part = device::load<kP>(v + c);
-      const float p = s.p[n];
+    for (int first = group; first < count; first += groups * kKeys) {
+      Pack<A, kP> part[kKeys];
+      float p[kKeys];
 #pragma unroll
-      for (int e = 0; e < kP; ++e) sum[e] = fmaf(p, device::to_float(part.at[e]), sum[e]);
+      for (int n = 0; n < kKeys; ++n) {
+        const int at = first + n * groups;
+        const std::int32_t row = at < count ? s.row[at] : kNotKept;
+        p[n] = row == kNotKept ? 0 : s.p[at];
+        part[n] = {};
+        if (row != kNotKept)
+          part[n] =
+              device::load<kP>((row == kOwn ? s.v : values + std::int64_t{row} * a.v_padded) + c);
+      }
+#pragma unroll
+      for (int n = 0; n < kKeys; ++n)
+#pragma unroll
+        for (int e = 0; e < kP; ++e) sum[e] = fmaf(p[n], device::to_float(part[n].at[e]), sum[e]);
     }
 #pragma unroll
     for (int e = 0; e < kP; ++e) s.sums[group * a.v_padded + c + e] = sum[e];
@@ -191,25 +211,50 @@ __device__ bool last_of_row(unsigned* ticket, int blocks) {
   return last;
 }
 
+// Pieces of (max, sum, out [v_width]), kPiece of them at a time: their weights first, then each
+// thread columns of their sum.
 template <class A>
-__device__ void merge(const Args<A>& a, const float* pieces, int count, A* out) {
+__device__ void merge(const Args<A>& a, const float* pieces, int count, A* out, Shared<A>& s) {
+  constexpr int kColumns = kMostWidth / kThreads, kLoads = 8;
   const int size = a.v_width + 2;
   float most = -INFINITY;
-  for (int n = 0; n < count; ++n) most = fmaxf(most, __ldcg(pieces + n * size));
-  for (int c = threadIdx.x; c < a.v_width; c += kThreads) {
-    float sum = 0, total = 0;
-    for (int n = 0; n < count; ++n) {
-      const float* const piece = pieces + n * size;
-      const float max = __ldcg(piece), weight = max == -INFINITY ? 0 : expf(max - most);
-      total = fmaf(weight, __ldcg(piece + 1), total);
-      sum = fmaf(weight, __ldcg(piece + 2 + c), sum);
+  for (int n = threadIdx.x; n < count; n += kThreads)
+    most = fmaxf(most, __ldcg(pieces + std::int64_t{n} * size));
+  most = over_block(most, s.of_warp, [](float x, float y) { return fmaxf(x, y); });
+  float total = 0, sum[kColumns] = {};
+  for (int first = 0; first < count; first += kPiece) {
+    const float* const here = pieces + std::int64_t{first} * size;
+    const int left = min(kPiece, count - first);
+    float part = 0;
+    if (threadIdx.x < left) {
+      const float max = __ldcg(here + threadIdx.x * size);
+      const float weight = max == -INFINITY ? 0 : expf(max - most);
+      s.p[threadIdx.x] = weight;
+      part = weight * __ldcg(here + threadIdx.x * size + 1);
     }
-    out[c] = device::from_float<A>(total == 0 ? 0 : sum / total);
+    total += over_block(part, s.of_warp, [](float x, float y) { return x + y; });
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) {
+      const int c = threadIdx.x + k * kThreads;
+      for (int n = 0; c < a.v_width && n < left; n += kLoads) {
+        float next[kLoads];
+#pragma unroll
+        for (int l = 0; l < kLoads; ++l)
+          next[l] = n + l < left ? s.p[n + l] * __ldcg(here + (n + l) * size + 2 + c) : 0;
+#pragma unroll
+        for (int l = 0; l < kLoads; ++l) sum[k] += next[l];
+      }
+    }
+    __syncthreads();
   }
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k)
+    if (const int c = threadIdx.x + k * kThreads; c < a.v_width)
+      out[c] = device::from_float<A>(total == 0 ? 0 : sum[k] / total);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, 6) decode_kernel(Args<A> a) {
+__global__ void __launch_bounds__(kThreads, 4) decode_kernel(Args<A> a) {
   __shared__ __align__(16) unsigned char memory[sizeof(Shared<A>)];  // not to be initialised
   Shared<A>& s = *reinterpret_cast<Shared<A>*>(memory);
   const int piece = blockIdx.x, h = blockIdx.y, sequence = blockIdx.z, t = threadIdx.x;
@@ -259,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 6) decode_kernel(Args<A> a) {
     pieces[piece * (a.v_width + 2)] = max;
     pieces[piece * (a.v_width + 2) + 1] = sum;
   }
-  if (last_of_row(a.tickets + row, blocks)) merge(a, pieces, blocks, out);
+  if (last_of_row(a.tickets + row, blocks)) merge(a, pieces, blocks, out, s);
 }
 
 template <class A>

@@ -63,19 +63,26 @@ __device__ void finish(const Args<A, Y>& a, int row, int column, float sum) {
   a.y[row * a.y_stride + column] = device::from_float<Y>(sum);
 }
 
-// sum[r][c] += x[k, r] W[k, c] over this lane's k. x: [count, kRows].
-template <int kRows, class A, class Y>
-__device__ void accumulate(const Args<A, Y>& a, const float* x, int first, int count, int column,
-                           float (&sum)[kRows][kVec]) {
-  const int columns = a.out - column;
-  if (columns <= 0) return;
-  const A* const w = a.weight + first * a.w_stride + column;
-  for (int k = threadIdx.x / kLanes; k < count; k += kAtOnce * kAhead) {
-    Pack<float, kVec> ahead[kAhead];
+// The weights that a lane multiplies next: rows k, k + kAtOnce, ... below `count` of its columns.
+struct Ahead {
+  Pack<float, kVec> at[kAhead];
+
+  template <class A>
+  __device__ void load(const A* w, std::int64_t stride, int k, int count, int columns,
+                       bool vector) {
 #pragma unroll
     for (int n = 0; n < kAhead; ++n)
       if (k + n * kAtOnce < count)
-        ahead[n] = load_weights(w + (k + n * kAtOnce) * a.w_stride, columns, a.vector);
+        at[n] = load_weights(w + (k + n * kAtOnce) * stride, columns, vector);
+  }
+};
+
+// sum[r][c] += x[k, r] W[k, c] over this lane's k; `ahead` holds the first of them. x: [count,
+// kRows].
+template <int kRows, class A>
+__device__ void accumulate(const A* w, std::int64_t stride, const float* x, int count, int columns,
+                           bool vector, Ahead& ahead, float (&sum)[kRows][kVec]) {
+  for (int k = threadIdx.x / kLanes; k < count; k += kAtOnce * kAhead) {
 #pragma unroll
     for (int n = 0; n < kAhead; ++n) {
       if (k + n * kAtOnce >= count) continue;
@@ -83,9 +90,24 @@ __device__ void accumulate(const Args<A, Y>& a, const float* x, int first, int c
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
-        for (int c = 0; c < kVec; ++c) sum[r][c] = fmaf(in[r], ahead[n].at[c], sum[r][c]);
+        for (int c = 0; c < kVec; ++c) sum[r][c] = fmaf(in[r], ahead.at[n].at[c], sum[r][c]);
     }
+    ahead.load(w, stride, k + kAtOnce * kAhead, count, columns, vector);
   }
+}
+
+// parts[0] + parts[step] + ... in order, some loads at a time.
+__device__ float sum_of_pieces(const float* parts, std::int64_t step, int pieces) {
+  constexpr int kLoads = 8;
+  float total = 0;
+  for (int p = 0; p < pieces; p += kLoads) {
+    float next[kLoads];
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) next[n] = p + n < pieces ? __ldcg(parts + (p + n) * step) : 0;
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) total += next[n];
+  }
+  return total;
 }
 
 // Whether this block is the last of its tile to come here, with the pieces of all others in sight.
@@ -107,14 +129,18 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(Args<A, Y> a) {
   __shared__ __align__(16) float memory[kDepth * kRows];  // x; then the sums of each warp
   const int tile = blockIdx.x * kColumns, piece = blockIdx.y;
   const int first = piece * a.depth, count = min(a.depth, a.in - first);
-  for (int e = threadIdx.x; e < count * kRows; e += kThreads) {
-    const int r = e / count, k = e % count;
-    memory[k * kRows + r] = r < a.rows ? device::to_float(a.x[r * a.x_stride + first + k]) : 0;
-  }
+  const int lane = threadIdx.x % 32, mine = lane % kLanes * kVec;
+  const A* const w = a.weight + first * a.w_stride + tile + mine;
+  const int columns = a.out - tile - mine;
+  Ahead ahead;  // under way while x is fetched
+  ahead.load(w, a.w_stride, threadIdx.x / kLanes, count, columns, a.vector);
+  constexpr int kAcross = kRows == 1 ? kThreads : kThreads / 4;
+  for (int r = threadIdx.x / kAcross; r < kRows; r += kThreads / kAcross)
+    for (int k = threadIdx.x % kAcross; k < count; k += kAcross)
+      memory[k * kRows + r] = r < a.rows ? device::to_float(a.x[r * a.x_stride + first + k]) : 0;
   __syncthreads();
   float sum[kRows][kVec] = {};
-  const int lane = threadIdx.x % 32, mine = lane % kLanes * kVec;
-  accumulate(a, memory, first, count, tile + mine, sum);
+  accumulate(w, a.w_stride, memory, count, columns, a.vector, ahead, sum);
   __syncthreads();
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
@@ -129,7 +155,8 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(Args<A, Y> a) {
     const int r = e / kColumns, column = tile + e % kColumns;
     if (column >= a.out) continue;
     float total = memory[e];
-    for (int w = 1; w < kWarps; ++w) total += memory[w * kRows * kColumns + e];
+#pragma unroll
+    for (int n = 1; n < kWarps; ++n) total += memory[n * kRows * kColumns + e];
     if (a.pieces == 1)
       finish(a, r, column, total);
     else
@@ -139,10 +166,7 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(Args<A, Y> a) {
   for (int e = threadIdx.x; e < a.rows * kColumns; e += kThreads) {
     const int r = e / kColumns, column = tile + e % kColumns;
     if (column >= a.out) continue;
-    const float* const parts = a.partial + r * a.out + column;
-    float total = __ldcg(parts);
-    for (int p = 1; p < a.pieces; ++p) total += __ldcg(parts + p * piece_size);
-    finish(a, r, column, total);
+    finish(a, r, column, sum_of_pieces(a.partial + r * a.out + column, piece_size, a.pieces));
   }
 }
 

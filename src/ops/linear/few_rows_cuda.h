@@ -19,7 +19,7 @@ inline constexpr std::int64_t kFewRows = 16;
 
 // W is cut into tiles of kFewColumns columns, and these over k into pieces, so that some kFewBlocks
 // blocks of threads read it at once.
-inline constexpr std::int64_t kFewColumns = 64, kFewDepth = 512, kFewBlocks = 128;
+inline constexpr std::int64_t kFewColumns = 64, kFewDepth = 512, kFewBlocks = 512;
 struct FewRowsCut {
   std::int64_t tiles = 1, pieces = 1;
   std::int64_t depth = 0;  // k of a piece, a multiple of 16 and at most kFewDepth
