@@ -51,6 +51,8 @@ class Update {
   // tensors may be inside).
   Update(std::int64_t extent, const std::vector<DecayRange>& decayed, const UpdateConfig& config);
   ~Update();
+  Update(const Update&) = delete;
+  Update& operator=(const Update&) = delete;
   static std::int64_t bytes(std::int64_t extent);
 
   // weights, m, v, average (or empty), grad: [extent]. nats: the batch's sum of losses, one double.

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(Args<A> op) {
   }
 }
 
-// The sum of x over the threads of the block, in thread 0.
+// The sum of x over the threads of the block, in all of them.
 __device__ double block_sum(double x) {
   __shared__ double sums[kThreads];
   sums[threadIdx.x] = x;
@@ -93,6 +93,7 @@ __device__ double block_sum(double x) {
     __syncthreads();
     if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
+  __syncthreads();
   return sums[0];
 }
 

@@ -169,15 +169,13 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t q = divide(at, packs, pack);
   if (q >= length - 1) return;
   const int column = pack * N;
-  Pack<float, N> sum = sum_of<N>(0, batch, [&](std::int64_t b) {
+  Pack<float, N> old = {};
+  if (into) old = load<N>(to + q * stride + column);
+  const Pack<float, N> sum = sum_of<N>(0, batch, [&](std::int64_t b) {
     return dy.data + (b * length + q + 1) * dy.stride + column;
   });
-  if (into) {
-    Pack<float, N> old = load<N>(to + q * stride + column);
-    add(old, sum);
-    sum = old;
-  }
-  store(to + q * stride + column, sum);
+  add(old, sum);
+  store(to + q * stride + column, old);
 }
 
 unsigned blocks(std::int64_t threads) { return static_cast<unsigned>(ceil_div(threads, kThreads)); }

@@ -12,12 +12,12 @@ namespace longstride::ops::cuda {
 
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 1024, kWarps = kThreads / 32;
 constexpr int kScanThreads = 288;  // one a list, whole warps
 static_assert(kScanThreads >= kLists);
 
 // Few enough for one block to look at the counts of all, enough for all multiprocessors.
-constexpr std::int64_t kMostChunks = 256, kLeastChunk = 1024;
+constexpr std::int64_t kMostChunks = 256, kLeastChunk = 4096;
 
 std::int64_t chunk_rows(std::int64_t rows) {
   return std::max(kLeastChunk, ceil_div(ceil_div(rows, kMostChunks), kThreads) * kThreads);

@@ -35,6 +35,8 @@ class Folds {
  public:
   Folds(const std::vector<FoldItem>& items);  // copies them to the device
   ~Folds();
+  Folds(const Folds&) = delete;
+  Folds& operator=(const Folds&) = delete;
 
   // packed [extent], packed_biases [extent]: written where items lie.
   template <class A>
