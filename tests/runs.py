@@ -36,7 +36,7 @@ def make_data(path, size=20000, seed=5):
 
 
 # The tests are those of the CPU, to the bit, on a machine with a card too.
-ON_CPU = {"eval", "sample"}
+ON_CPU = {"train", "eval", "sample"}
 
 
 def command(*arguments):

@@ -17,7 +17,8 @@ int used_threads();
 struct Fact {
   std::string name, value;
 };
-// Processor, instruction set, cores, memory, libraries, what is built in, environment in force.
+// Processor, instruction set, cores, memory, libraries, what is built in, GPUs or why there is
+// none, environment in force.
 std::vector<Fact> doctor();
 
 // Where the time of training steps goes: seconds by operation, since profiling was switched on or

@@ -11,6 +11,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <thread>
 
+#include "base/facts.h"
 #include "base/threads.h"
 
 namespace longstride {
@@ -62,28 +63,31 @@ std::string dnnl_instruction_set() {
   }
 }
 
-void add_environment(std::vector<Fact>& facts) {
-  for (const char* name :
-       {"LONGSTRIDE_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "DNNL_MAX_CPU_ISA",
-        "ONEDNN_MAX_CPU_ISA", "LONGSTRIDE_FAULT", "NO_COLOR"})
-    if (const char* value = std::getenv(name))
-      facts.push_back({fmt::format("env {}", name), value});
-}
-
 }  // namespace
 
 void use_threads(int threads) { set_threads(threads); }
 
 int used_threads() { return threads(); }
 
-std::vector<Fact> doctor() {
+std::vector<Fact> environment_facts() {
+  std::vector<Fact> facts;
+  for (const char* name :
+       {"LONGSTRIDE_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "DNNL_MAX_CPU_ISA",
+        "ONEDNN_MAX_CPU_ISA", "LONGSTRIDE_FAULT", "LONGSTRIDE_CUDA_SYNC",
+        "LONGSTRIDE_CUDA_PORTABLE", "CUDA_VISIBLE_DEVICES", "NO_COLOR"})
+    if (const char* value = std::getenv(name))
+      facts.push_back({fmt::format("env {}", name), value});
+  return facts;
+}
+
+std::vector<Fact> host_facts() {
   const dnnl_version_t* dnnl = dnnl_version();
 #ifdef __OPTIMIZE__
   constexpr const char* kBuild = "optimised";
 #else
   constexpr const char* kBuild = "not optimised";
 #endif
-  std::vector<Fact> facts = {
+  return {
       {"longstride", kVersion},
       {"processor", field_of("/proc/cpuinfo", "model name")},
       {"instruction set", instruction_set()},
@@ -99,10 +103,7 @@ std::vector<Fact> doctor() {
       {"fmt", std::to_string(FMT_VERSION)},
       {"compiler", fmt::format("g++ {}", __VERSION__)},
       {"build", kBuild},
-      {"devices", "cpu"},
   };
-  add_environment(facts);
-  return facts;
 }
 
 }  // namespace longstride

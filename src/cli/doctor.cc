@@ -29,7 +29,7 @@ int doctor_command(bool json) {
 
 void add_doctor(Program& program) {
   CLI::App* command = add_command(program, program.app, "doctor",
-                                  "Processor, memory, libraries, what is built in", "");
+                                  "Processor, memory, GPUs, libraries, what is built in", "");
   set_action(program, command,
              [&globals = program.globals] { return doctor_command(globals.json); });
 }

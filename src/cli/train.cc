@@ -18,6 +18,7 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kTrainFooter =
     R"text(Settings are keys of the TOML file, the later winning; an unknown key names the nearest known one.
 A run folder that holds checkpoints is resumed, to the same bits as a run that never stopped.
+Checkpoints are the same on CPU and GPU: a run may change device, which it then says.
 SIGINT and SIGTERM save and end with code 75; the same command then resumes. With --json one JSON
 line an event: plan, resume, step, validation, checkpoint, warning, end.
 
@@ -25,21 +26,25 @@ Examples:
   longstride train tiny-text --data book.txt --run runs/first
   longstride train small-text model.layers=6 train.lr=1e-3 --data book.txt --run runs/six
   longstride train my.toml model.attention='["local(32)", "column(32)"]' --data d.bin --run runs/b
-  longstride train enwik8-95m --data enwik8 --run runs/e --dry-run)text";
+  longstride train enwik8-95m --data enwik8 --run runs/e --dry-run
+  longstride train enwik8-95m --device cuda train.micro_batch=4 --data enwik8 --run runs/e)text";
 
 struct TrainArguments {
   std::string config;
   std::vector<std::string> settings;
-  std::string data, run, resume = "auto";
+  std::string data, run, resume = "auto", device;
   std::optional<std::int64_t> steps, stop_at;
   bool dry_run = false;
 };
 
 Json to_json(const MemoryPlan& p) {
-  return {{"event", "plan"},          {"parameters", p.parameters}, {"weights", p.weights},
-          {"gradients", p.gradients}, {"optimizer", p.optimizer},   {"averages", p.averages},
-          {"kept", p.kept},           {"scratch", p.scratch},       {"total", p.total()},
-          {"recompute", p.recompute}, {"available", p.available}};
+  return {{"event", "plan"},          {"device", p.device},
+          {"precision", p.precision}, {"parameters", p.parameters},
+          {"weights", p.weights},     {"gradients", p.gradients},
+          {"optimizer", p.optimizer}, {"averages", p.averages},
+          {"kept", p.kept},           {"scratch", p.scratch},
+          {"total", p.total()},       {"recompute", p.recompute},
+          {"segment", p.segment},     {"available", p.available}};
 }
 
 Json to_json(const StepReport& s) {
@@ -59,13 +64,18 @@ Json to_json(const StepReport& s) {
           {"skipped", s.skipped}};
 }
 
+std::string recompute(const MemoryPlan& p) {
+  if (!p.recompute) return "off";
+  return p.segment > 1 ? fmt::format("on ({} blocks at a time)", p.segment) : "on";
+}
+
 std::string describe(const MemoryPlan& p) {
   return fmt::format(
-      "{} parameters; memory {}: weights {}, gradients {}, optimizer {}, averages {}, kept {}, "
-      "scratch {}; recompute {}; {} free",
-      with_commas(p.parameters), as_bytes(p.total()), as_bytes(p.weights), as_bytes(p.gradients),
-      as_bytes(p.optimizer), as_bytes(p.averages), as_bytes(p.kept), as_bytes(p.scratch),
-      p.recompute ? "on" : "off", as_bytes(p.available));
+      "{}, {}; {} parameters; memory {}: weights {}, gradients {}, optimizer {}, averages {}, "
+      "kept {}, scratch {}; recompute {}; {} free",
+      p.device, p.precision, with_commas(p.parameters), as_bytes(p.total()), as_bytes(p.weights),
+      as_bytes(p.gradients), as_bytes(p.optimizer), as_bytes(p.averages), as_bytes(p.kept),
+      as_bytes(p.scratch), recompute(p), as_bytes(p.available));
 }
 
 std::string describe(const StepReport& s) {
@@ -151,6 +161,7 @@ TrainOptions options_of(const TrainArguments& a) {
   options.resume = a.resume == "never" ? Resume::never : Resume::automatic;
   options.stop_at = a.stop_at;
   options.dry_run = a.dry_run;
+  options.device = a.device;
   return options;
 }
 
@@ -215,6 +226,7 @@ void add_train(Program& program) {
   command->add_option("--stop-at", a->stop_at, "save and stop (code 75) after this step")
       ->check(at_least(1))
       ->type_name("N");
+  add_device(command, a->device);
   command->add_flag("--dry-run", a->dry_run, "print the plan of memory and stop");
   set_action(program, command,
              [a, &globals = program.globals] { return train_command(*a, globals); });
