@@ -21,12 +21,21 @@ __device__ inline void cluster_sync() {
           : "memory");
 }
 
-// At the barrier that lies at this address in the block `rank`.
+// The last thing threads do whose blocks are still written to or arrived at: nothing is ordered.
+__device__ inline void cluster_leave() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
+      "barrier.cluster.wait.aligned;\n" ::
+          : "memory");
+}
+
+// At the barrier that lies at this address in the block `rank`. Orders nothing beyond the block:
+// for telling that data was read (a release for the cluster would wait for all global writes).
 __device__ inline void arrive_in(unsigned rank, Address barrier) {
   asm volatile(
       "{\n.reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }

@@ -344,7 +344,7 @@ std::vector<float> row_of(const DeviceBuffer<A>& all, std::int64_t row, std::int
 
 // Rows of y and dx and single elements of dW on a shape too large to compute on the host.
 template <class A>
-void samples_match(std::int64_t R, std::int64_t in, std::int64_t out) {
+void samples_match(std::int64_t R, std::int64_t in, std::int64_t out, double bound = 1e-4) {
   LinearContext context;
   const Periodic<A> x(R, in, 11), dy(R, out, 12), w(in, out, 13, 1 / std::sqrt(double(in)));
   const auto bias = random_normal<float>(out, 14);
@@ -380,12 +380,13 @@ void samples_match(std::int64_t R, std::int64_t in, std::int64_t out) {
     return double(x(r, place(s) / out)) * double(dy(r, place(s) % out));
   };
   const auto term_b = [&](auto, auto s, auto r) { return double(dy(r, place(s) % out)); };
-  // The tensor cores cut off below the last place instead of rounding.
+  // The tensor cores cut off below the last place instead of rounding: an error that grows with the
+  // rows of a part.
   if constexpr (std::is_same_v<A, float>)
     expect_good<A>(sums<float>(1, 40, R, term, zero), got, sums<double>(1, 40, R, term, zero),
                    "dweight");
   else
-    EXPECT_LE(relative_l2(got, sums<double>(1, 40, R, term, zero)), 1e-4) << "dweight";
+    EXPECT_LE(relative_l2(got, sums<double>(1, 40, R, term, zero)), bound) << "dweight";
   expect_good<A>(sums<float>(1, 40, R, term_b, zero), got_b, sums<double>(1, 40, R, term_b, zero),
                  "dbias");
 }
@@ -401,7 +402,9 @@ TEST_F(LinearGpuLargeTest, ModelShapes) {
   samples_match<float>(49152, 256, 512);
 }
 
-TEST_F(LinearGpuLargeTest, MoreElementsThan31Bits) { samples_match<bf16>(1'100'000, 2048, 256); }
+TEST_F(LinearGpuLargeTest, MoreElementsThan31Bits) {
+  samples_match<bf16>(1'100'000, 2048, 256, 3e-4);
+}
 
 // All outputs of all operations, bit for bit.
 template <class A>

@@ -282,10 +282,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) load<kAcross>(at, x_map, b_map);
   } else {
     take_registers<232>();
-    compute<A, kAcross, kEnd>(at, bias, ends, static_cast<int>(threadIdx.x) / kGroup - 1);
+    const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kGroup, 0) - 1;
+    compute<A, kAcross, kEnd>(at, bias, ends, group);
   }
   __syncwarp();
-  cluster_sync();  // the other block arrives at barriers of this one
+  cluster_leave();  // the other block arrives at barriers of this one
 #endif
 }
 

@@ -115,7 +115,8 @@ __device__ void compute(const Place& at, const Split& split, float* scratch, boo
   Turn turn;
   for (int index = blockIdx.x / 2; index < split.tiles() * split.parts; index += gridDim.x / 2) {
     const Piece piece(split, index);
-    const int turns = 2 * split.tiles_in(), mine = 2 * piece.tile_in + static_cast<int>(at.rank);
+    const int turns = 2 * split.tiles_in();  // blocks that load the same of dy
+    int turn_in = 2 * piece.tile_in + static_cast<int>(at.rank);
     float d[128];
     float2 sum = {0, 0};
     int before = 0;
@@ -128,7 +129,11 @@ __device__ void compute(const Place& at, const Split& split, float* scratch, boo
       for (int k = 0; k < 4; ++k)
         product_across<A>(d, step_across(x, k), step_across(dy, k), step > piece.begin || k > 0);
       commit();
-      if (with_sums && step % turns == mine) add_rows<A>(sum, at.dy(turn.stage), group, thread);
+      if (with_sums && turn_in == 0) {
+        add_rows<A>(sum, at.dy(turn.stage), group, thread);
+        turn_in = turns;
+      }
+      --turn_in;
       if (step > piece.begin) {
         wait<1>();
         release(before);
@@ -172,10 +177,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) load(at, x_map, dy_map, split);
   } else {
     take_registers<232>();
-    compute<A>(at, split, scratch, with_sums, static_cast<int>(threadIdx.x) / kGroup - 1);
+    compute<A>(at, split, scratch, with_sums,
+               __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kGroup, 0) - 1);
   }
   __syncwarp();
-  cluster_sync();  // the other block arrives at barriers of this one
+  cluster_leave();  // the other block arrives at barriers of this one
 #endif
 }
 
