@@ -53,6 +53,7 @@ ops::cuda::AttentionBackward<A> attention_gradient(const DeviceShape& s,
   op.dq = d.q;
   op.dk = d.k;
   op.dv = d.v;
+  op.lse.size = s.rows() * s.heads;
   return op;
 }
 
