@@ -6,13 +6,12 @@
 namespace longstride::ops::cuda::sm90 {
 
 // Of each row: L log2(e) (+inf for rows without keys and behind the end, so that P = 0 there) and
-// D = <dO, O> (0 behind the end), [B, H, padded].
+// D = <dO, O> (0 behind the end), [B, H, padded]; written by query_gradient, read by key_gradient.
 struct RowNumbers {
   float *lse = nullptr, *mean = nullptr;
-  std::int32_t padded = 0;
+  std::int32_t padded = 0;  // a multiple of kQueryTile
 };
-template <class A>
-void describe_rows(device::Stream stream, const AttentionBackward<A>& op, const RowNumbers& rows);
+inline constexpr int kQueryTile = 64;
 
 template <class A, int kQk, int kV>
 void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const Line& line,

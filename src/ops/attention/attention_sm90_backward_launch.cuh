@@ -15,7 +15,7 @@ template <class Kernel, class Params>
 void launch_each(device::Stream stream, Kernel kernel, int threads, int bytes, const Params& p) {
   device::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                 "attention_backward (Hopper)");
-  const auto blocks = std::min<std::int64_t>(p.order.size(), device::multiprocessors());
+  const auto blocks = std::min(p.order.size(), device::multiprocessors());
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
            static_cast<std::size_t>(bytes), stream>>>(p);
 }
@@ -40,8 +40,10 @@ void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const
   p.order.tiles = static_cast<std::int32_t>(ceil_div(op.q.length, Shape::kRows));
   p.order.heads = static_cast<std::int32_t>(op.q.batch * p.keys.pass_count);
   p.order.group = heads_in_group(2 * op.q.length * (op.q.width + op.v.width), p.order.heads);
+  p.out = op.out, p.dout_rows = op.dout;
+  p.lse = op.lse.data;
   p.dq = op.dq;
-  p.lse = rows.lse, p.mean = rows.mean, p.padded = rows.padded;
+  p.rows = rows;
   p.scale = op.scale;
   launch_each(stream, query_gradient_kernel<A, kQk, kV>, Shape::kThreads, Shape::kBytes, p);
   device::launched(stream, "attention_backward dq (Hopper) ", op.q.batch, "x", op.q.length, "x",
@@ -71,7 +73,7 @@ void key_gradient(device::Stream stream, const AttentionBackward<A>& op, const L
   p.order.heads = static_cast<std::int32_t>(op.q.batch * p.pass_count);
   p.order.group = heads_in_group(2 * op.q.length * (op.q.width + op.v.width), p.order.heads);
   p.dk = op.dk, p.dv = op.dv;
-  p.lse = rows.lse, p.mean = rows.mean, p.padded = rows.padded;
+  p.rows = rows;
   p.scale = op.scale;
   launch_each(stream, key_gradient_kernel<A, kQk, kV>, Shape::kThreads, Shape::kBytes, p);
   device::launched(stream, "attention_backward dk, dv (Hopper) ", op.q.batch, "x", op.q.length, "x",

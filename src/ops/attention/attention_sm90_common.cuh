@@ -62,6 +62,18 @@ __device__ inline int warpgroup() {
   return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
 }
 
+// Warpgroups take turns in starting their products, so that the elementwise work of one runs under
+// the products of the others: wait_turn, start products, pass_turn; each as often as the others.
+// Warpgroup 0 is first: the last one passes the turn once at the beginning.
+template <int kGroups>
+__device__ void wait_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+}
+template <int kGroups>
+__device__ void pass_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(1 + (group + 1) % kGroups) : "memory");
+}
+
 // By all threads of the block.
 __device__ inline void clear_shared(Address from, int bytes) {
   for (int at = static_cast<int>(threadIdx.x) * 16; at < bytes;
@@ -82,6 +94,25 @@ struct Ring {
   unsigned parity = 0;
   __device__ void advance() {
     if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// The works of this thread block, in order.
+struct Turns {
+  const Order& order;
+  std::int32_t round = -1;
+  Order::Work work{};
+  __device__ explicit Turns(const Order& all) : order(all) {}
+  __device__ bool next() {
+    const auto block = static_cast<std::int32_t>(blockIdx.x);
+    const auto blocks = static_cast<std::int32_t>(gridDim.x);
+    while (++round * blocks < order.size()) {
+      const std::int32_t index = order.index(round, block, blocks);
+      if (index >= order.size()) continue;
+      work = order.at(index);
+      return true;
+    }
+    return false;
   }
 };
 

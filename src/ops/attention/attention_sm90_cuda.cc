@@ -9,12 +9,22 @@
 
 namespace longstride::ops::cuda::sm90 {
 
+namespace {
+
+constexpr int kTile = 128;  // of keys
+
+// Tiles are counted in 32 bits.
+bool fits(std::int64_t batch, std::int64_t length, const Line& line) {
+  return Order::fits(2 + length / 32, batch * static_cast<std::int64_t>(line.passes->size()));
+}
+
+}  // namespace
+
 template <class A>
 bool takes(const Attention<A>& op, const Line& line) {
-  constexpr int kTile = 128;
   return device::is_hopper() && op.scale > 0 && op.q.width <= 128 && op.v.width <= 128 &&
          can_map(op.q) && can_map(op.k) && can_map(op.v) && can_map(op.out) && op.q.batch > 0 &&
-         can_tile(line, kTile);
+         can_tile(line, kTile) && fits(op.q.batch, op.q.length, line);
 }
 
 template <class A>
@@ -30,33 +40,28 @@ bool takes(const AttentionBackward<A>& op, const Line& line) {
   const bool whole =
       heads == op.q.heads && std::none_of(line.passes->begin(), line.passes->end(),
                                           [](const HeadPass& pass) { return pass.merges != 0; });
+  const bool small = op.q.width <= 64 && op.v.width <= 64;  // as QueryGradientShape::kKeys
   return whole && device::is_hopper() && op.scale > 0 && op.q.width <= 128 && op.v.width <= 128 &&
          can_map(op.q) && can_map(op.k) && can_map(op.v) && can_map(op.out) && can_map(op.dout) &&
          can_map(op.dq) && can_map(op.dk) && can_map(op.dv) && op.q.batch > 0 &&
-         can_tile(line, 128) && can_turn(line);
+         can_tile(line, kTile) && (small || can_tile(line, kTile / 2)) && can_turn(line) &&
+         fits(op.q.batch, op.q.length, line);
 }
-
-namespace {
-
-constexpr std::int64_t kRowPadding = 64;  // a tile of queries
-
-}  // namespace
 
 template <class A>
 std::int64_t backward_scratch(const AttentionBackward<A>& op) {
-  return 2 * op.q.batch * op.q.heads * ceil_div(op.q.length, kRowPadding) * kRowPadding;
+  return 2 * op.q.batch * op.q.heads * ceil_div(op.q.length, kQueryTile) * kQueryTile;
 }
 
 template <class A>
 void attention_backward(device::Stream stream, const AttentionBackward<A>& op, const Line& line) {
   RowNumbers rows;
-  rows.padded = static_cast<std::int32_t>(ceil_div(op.q.length, kRowPadding) * kRowPadding);
+  rows.padded = static_cast<std::int32_t>(ceil_div(op.q.length, kQueryTile) * kQueryTile);
   rows.lse = op.scratch.data;
   rows.mean = rows.lse + op.q.batch * op.q.heads * rows.padded;
-  describe_rows(stream, op, rows);
   const auto run = [&](auto query, auto key) {
-    key(stream, op, line, rows);
     query(stream, op, line, rows);
+    key(stream, op, line, rows);
   };
   if (op.q.width > 64) return run(query_gradient<A, 128, 128>, key_gradient<A, 128, 128>);
   if (op.v.width > 64) return run(query_gradient<A, 64, 128>, key_gradient<A, 64, 128>);

@@ -38,8 +38,8 @@ struct ForwardShape {
   static constexpr int kGroups = kQk == 64 && kV == 64 ? 3 : 2;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kRegisters = kGroups == 3 ? 160 : 240,
-                       kLoaderRegisters = kGroups == 3 ? 32 : 24;
+  static constexpr int kRegisters = kGroups == 3 ? 160 : 232,
+                       kLoaderRegisters = kGroups == 3 ? 32 : 40;
   static constexpr int kQBytes = kRows * kQk * 2, kKBytes = kKeys * kQk * 2,
                        kVBytes = kKeys * kV * 2;
   static constexpr int kStages = (kQk == 64 ? (kV == 64 ? 5 : 4) : 2);
@@ -146,6 +146,7 @@ struct ForwardConsumer {
   std::uint32_t weights[kKeys / 4];  // P of the tile before
   Softmax softmax;
   Sight<kKeys> sight;
+  std::int32_t row;      // the first of this thread's two
   bool pending = false;  // weights are still to be multiplied with the values of `behind`
   Stage ring, behind;
 
@@ -179,6 +180,8 @@ struct ForwardConsumer {
     pending = false;
   }
   __device__ void skip() {
+    wait_turn<Shape::kGroups>(group);
+    pass_turn<Shape::kGroups>(group);
     flush();
     release(barriers.k_free[ring.stage]);
     wait_v(ring);
@@ -186,7 +189,8 @@ struct ForwardConsumer {
   }
   __device__ void soften(const TileInfo& tile) {
     release(barriers.k_free[ring.stage]);
-    if (!sight.sees_all(tile)) sight.mask(s, tile, static_cast<int>(threadIdx.x) % 4);
+    if (!tile.all_seen(group))
+      sight.mask(s, tile, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
     softmax(s, p.scale * 1.4426950408889634f);
   }
   __device__ void take_weights() {
@@ -200,10 +204,12 @@ struct ForwardConsumer {
   __device__ void meet(const TileInfo& tile, Address queries) {
     if (pending) {
       wait_v(behind);
+      wait_turn<Shape::kGroups>(group);
       pin(s), pin(o), pin(weights);
       fence();
       start_scores(queries);
       start_values();
+      pass_turn<Shape::kGroups>(group);
       wait<1>();
       pin(s);
       soften(tile);
@@ -211,9 +217,11 @@ struct ForwardConsumer {
       pin(o), pin(weights);
       release(barriers.v_free[behind.stage]);
     } else {
+      wait_turn<Shape::kGroups>(group);
       pin(s);
       fence();
       start_scores(queries);
+      pass_turn<Shape::kGroups>(group);
       wait<0>();
       pin(s);
       soften(tile);
@@ -222,23 +230,21 @@ struct ForwardConsumer {
   }
   __device__ void run() {
     const int thread = static_cast<int>(threadIdx.x);
+    if (group == Shape::kGroups - 1) pass_turn<Shape::kGroups>(group);
     for (Ring<2> queries;; queries.advance()) {
       wait_for(address_of(&works.full[queries.stage]), queries.parity);
       const Work work = works.work[queries.stage];
       if (work.head < 0) return;
-      const std::int32_t first = work.first + 64 * group;
-      const std::int32_t row = first + thread % 128 / 32 * 16 + thread % 32 / 4;
+      row = work.first + 64 * group + thread % 128 / 32 * 16 + thread % 32 / 4;
       softmax = {};
 #pragma unroll
       for (int j = 0; j < kV / 2; ++j) o[j] = 0;
-      const DevicePart* part = nullptr;
-      sight.look(part, first, row, p.keys.length);
+      sight.part = nullptr;
       for (bool last = false; !last; ring.advance()) {
         wait_for(address_of(&barriers.k_full[ring.stage]), ring.parity);
         const TileInfo tile = barriers.info[ring.stage];
         last = tile.last != 0;
-        if (tile.part != part) sight.look(part = tile.part, first, row, p.keys.length);
-        if (sight.sees(tile))
+        if (tile.seen(group))
           meet(tile, q + queries.stage * Shape::kQBytes);
         else
           skip();
@@ -274,8 +280,9 @@ __global__ void __launch_bounds__(ForwardShape<kQk, kV>::kThreads, 1)
   const int group = warpgroup();
   if (group == Shape::kGroups) {
     give_registers<Shape::kLoaderRegisters>();
-    if (threadIdx.x % 128 != 0) return;
-    KeyLoader<kKeys, kQk, kV, Shape::kStages> loader{p.keys, barriers, k, v};
+    if (threadIdx.x % 128 >= 32) return;
+    KeyLoader<kKeys, Shape::kGroups, kQk, kV, Shape::kStages> loader{
+        p.keys, barriers, k, v, static_cast<int>(threadIdx.x) % 32};
     load_all<Shape::kRows>(p.order, loader, works, Shape::kQBytes,
                            [&](const Work& work, int slot, Address full) {
                              for (int c = 0; c < kQk / 64; ++c)

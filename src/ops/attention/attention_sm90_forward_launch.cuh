@@ -37,7 +37,7 @@ void forward(device::Stream stream, const Attention<A>& op, const Line& line) {
   device::check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes),
       "attention (Hopper)");
-  const auto blocks = std::min<std::int64_t>(p.order.size(), device::multiprocessors());
+  const auto blocks = std::min(p.order.size(), device::multiprocessors());
   kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, Shape::kBytes, stream>>>(p);
   device::launched(stream, "attention (Hopper) ", op.q.batch, "x", op.q.length, "x", op.q.heads,
                    "x", op.q.width, "/", op.v.width);

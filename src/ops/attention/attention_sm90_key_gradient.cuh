@@ -12,12 +12,11 @@
 // tensor cores take 512 cycles and exp2 256.
 #pragma once
 
+#include "ops/attention/attention_sm90_backward.h"
 #include "ops/attention/attention_sm90_common.cuh"
 #include "ops/attention/attention_sm90_key_tiles.cuh"
 
 namespace longstride::ops::cuda::sm90 {
-
-inline constexpr int kQueryTile = 64;
 
 template <class A>
 struct KeyGradientParams {
@@ -28,8 +27,7 @@ struct KeyGradientParams {
   std::int32_t pass_count, length;
   Order order;
   Heads<A> dk, dv;
-  const float *lse, *mean;  // [B, H, padded]: L log2(e), D
-  std::int32_t padded;      // a multiple of kQueryTile
+  RowNumbers rows;
   float scale;
 };
 
@@ -37,6 +35,7 @@ template <int kQk, int kV>
 struct KeyGradientShape {
   static constexpr bool kSmall = kQk == 64 && kV == 64;
   static constexpr int kGroups = 2, kThreads = 128 * (kGroups + 1);
+  static constexpr int kRegisters = kQk == 64 ? 224 : 240, kLoaderRegisters = kQk == 64 ? 64 : 24;
   static constexpr int kKBytes = kKeyTile * kQk * 2, kVBytes = kKeyTile * kV * 2;
   static constexpr int kQBytes = kQueryTile * kQk * 2, kDoutBytes = kQueryTile * kV * 2;
   static constexpr int kTiles = kSmall ? 1 : 2, kStages = kSmall ? 6 : kQk == 64 ? 4 : 3;
@@ -46,145 +45,158 @@ struct KeyGradientShape {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// What the loading warp finds out about a tile of queries. Two bits for each warpgroup of 64 keys,
+// both set where it holds: some key is seen by a query; all keys are seen by all queries.
 struct QueryTile {
   const DevicePart* part;
   std::int32_t begin;
-  std::int32_t last;  // of the work
+  std::uint8_t last;  // of the work
+  std::uint8_t some, all;
+  __device__ bool seen(int group) const { return (some >> (2 * group) & 3) == 3; }
+  __device__ bool all_seen(int group) const { return (all >> (2 * group) & 3) == 3; }
 };
 
 // A tile of keys of one head.
 struct KeyWork {
-  std::int32_t tile, pass, batch;  // pass < 0: there is no more work
-  std::int32_t any;                // whether some query sees it
+  KeySide side;
+  std::int32_t head, batch;  // head < 0: there is no more work
+  std::int32_t any;          // whether some query sees it
 };
 
 template <int kTiles, int kStages>
 struct KeyGradientBarriers {
   std::uint64_t kv_full[kTiles], kv_free[kTiles], full[kStages], free[kStages];
-  KeyWork work[kTiles];
+  KeyWork work[2];  // in turns: it is read until its sums are stored
   QueryTile tile[kStages];
   alignas(16) float lse[kStages][kQueryTile];
   alignas(16) float mean[kStages][kQueryTile];
 };
 
+// The loading warp; its first lane copies, all lanes know.
 template <class A, int kQk, int kV>
 struct KeyGradientLoader {
   using Shape = KeyGradientShape<kQk, kV>;
   const KeyGradientParams<A>& p;
   KeyGradientBarriers<Shape::kTiles, Shape::kStages>& barriers;
   Address k, v, q, dout;
+  int lane;
+  int turn = 0;
   Ring<Shape::kTiles> keys;
   Ring<Shape::kStages> ring;
 
   __device__ void push(const KeyWork& work, const QueryTile& tile) {
-    const int head = p.passes[work.pass].head;
-    const Address full = address_of(&barriers.full[ring.stage]);
     wait_for(address_of(&barriers.free[ring.stage]), ring.parity ^ 1);
-    barriers.tile[ring.stage] = tile;
-    arrive_expecting(full, Shape::kQBytes + Shape::kDoutBytes + 2 * kQueryTile * 4);
-    for (int c = 0; c < kQk / 64; ++c)
-      load_box(q + ring.stage * Shape::kQBytes + c * kQueryTile * kRowBytes, p.q, full, 64 * c,
-               tile.begin, 0, head, work.batch);
-    for (int c = 0; c < kV / 64; ++c)
-      load_box(dout + ring.stage * Shape::kDoutBytes + c * kQueryTile * kRowBytes, p.dout, full,
-               64 * c, tile.begin, 0, head, work.batch);
-    const std::int64_t at = (std::int64_t{work.batch} * p.dk.heads + head) * p.padded + tile.begin;
-    load_bytes(address_of(barriers.lse[ring.stage]), p.lse + at, kQueryTile * 4, full);
-    load_bytes(address_of(barriers.mean[ring.stage]), p.mean + at, kQueryTile * 4, full);
+    if (lane == 0) {
+      const Address full = address_of(&barriers.full[ring.stage]);
+      barriers.tile[ring.stage] = tile;
+      arrive_expecting(full, Shape::kQBytes + Shape::kDoutBytes + 2 * kQueryTile * 4);
+      for (int c = 0; c < kQk / 64; ++c)
+        load_box(q + ring.stage * Shape::kQBytes + c * kQueryTile * kRowBytes, p.q, full, 64 * c,
+                 tile.begin, 0, work.head, work.batch);
+      for (int c = 0; c < kV / 64; ++c)
+        load_box(dout + ring.stage * Shape::kDoutBytes + c * kQueryTile * kRowBytes, p.dout, full,
+                 64 * c, tile.begin, 0, work.head, work.batch);
+      const std::int64_t at =
+          (std::int64_t{work.batch} * p.dk.heads + work.head) * p.rows.padded + tile.begin;
+      load_bytes(address_of(barriers.lse[ring.stage]), p.rows.lse + at, kQueryTile * 4, full);
+      load_bytes(address_of(barriers.mean[ring.stage]), p.rows.mean + at, kQueryTile * 4, full);
+    }
     ring.advance();
   }
-  __device__ void load_keys(const KeyWork& work, const KeySide& side) {
+  __device__ void load_keys(const KeyWork& work) {
+    const KeySide& side = work.side;
     const Address full = address_of(&barriers.kv_full[keys.stage]);
-    const int head = p.passes[work.pass].head;
     const int shape = side.compact ? shape_of(*side.summary, p.shapes) : 0;
     const std::int32_t width = side.compact ? side.summary->summary_width.by : kPositionLimit;
     const std::int32_t block = side.compact ? side.summary->summary_width.quotient(side.begin) : 0;
     const std::int32_t column =
         side.begin - block * width + (side.compact ? side.summary->summary_first : 0);
+    barriers.work[turn] = work;
     arrive_expecting(full, keys_in_box(width, kKeyTile) * kRowBytes * (kQk / 64 + kV / 64));
     for (int c = 0; c < kQk / 64; ++c)
       load_box(k + keys.stage * Shape::kKBytes + c * kKeyTile * kRowBytes, p.k[shape], full, 64 * c,
-               column, block, head, work.batch);
+               column, block, work.head, work.batch);
     for (int c = 0; c < kV / 64; ++c)
       load_box(v + keys.stage * Shape::kVBytes + c * kKeyTile * kRowBytes, p.v[shape], full, 64 * c,
-               column, block, head, work.batch);
+               column, block, work.head, work.batch);
   }
-  __device__ void load(KeyWork work, const KeySide& side) {
-    wait_for(address_of(&barriers.kv_free[keys.stage]), keys.parity ^ 1);
-    std::int32_t tiles = 0;
-    const auto range = [&](const DevicePart& part) {
-      const KeyRange mine = side.keys_in(part);
-      const std::int32_t begin = side.queries(part, mine.begin).begin;
-      const std::int32_t end = side.queries(part, mine.end - 1).end;
-      return KeyRange{begin / kQueryTile, larger(begin / kQueryTile, tiles_of(end, kQueryTile))};
-    };
-    side.each_part([&](const DevicePart& part) {
-      const KeyRange mine = range(part);
-      tiles += mine.end - mine.begin;
-    });
-    work.any = tiles > 0;
-    barriers.work[keys.stage] = work;
-    load_keys(work, side);
-    keys.advance();
-    side.each_part([&](const DevicePart& part) {
-      const KeyRange mine = range(part);
-      for (std::int32_t n = mine.begin; n < mine.end; ++n)
-        push(work, {&part, n * kQueryTile, --tiles == 0});
-    });
+
+  // Tiles of queries that see some of the keys.
+  __device__ static KeyRange tiles_for(const KeySide& side, const DevicePart& part) {
+    const KeyRange mine = side.keys_in(part);
+    const std::int32_t begin = side.queries(part, mine.begin).begin / kQueryTile;
+    const std::int32_t end = side.queries(part, mine.end - 1).end;
+    return {begin, larger(begin, tiles_of(end, kQueryTile))};
+  }
+  // Lanes 2 g and 2 g + 1 look from the first and the last key of warpgroup g.
+  __device__ void load_queries(const KeyWork& work, const DevicePart& part, std::int32_t& left) {
+    const KeySide& side = work.side;
+    const bool from_first = lane % 2 == 0;
+    const std::int32_t first = side.begin + 64 * (lane / 2 % Shape::kGroups);
+    const std::int32_t stop = smaller(first + 64, side.begin + side.keys);
+    const KeyRange has = side.keys_in(part);
+    const KeyRange mine = {larger(first, has.begin), smaller(stop, has.end)};
+    const bool inside = lane < 2 * Shape::kGroups && !mine.empty();
+    // Rows behind `stop` are nobody's: what is summed there is not stored.
+    const bool whole = inside && mine.begin == first && mine.end == stop;
+    const KeyRange seen =
+        inside ? side.queries(part, from_first ? mine.begin : mine.end - 1) : KeyRange{};
+    const KeyRange tiles = tiles_for(side, part);
+    for (std::int32_t n = tiles.begin; n < tiles.end; ++n) {
+      const std::int32_t begin = n * kQueryTile, behind = begin + kQueryTile;
+      const bool some = inside && (from_first ? behind > seen.begin : begin < seen.end);
+      const bool all = whole && (from_first ? behind <= seen.end : begin >= seen.begin);
+      push(work, {&part, begin, static_cast<std::uint8_t>(--left == 0),
+                  static_cast<std::uint8_t>(__ballot_sync(0xffffffffu, some)),
+                  static_cast<std::uint8_t>(__ballot_sync(0xffffffffu, all))});
+    }
   }
   __device__ void run() {
-    const auto block = static_cast<std::int32_t>(blockIdx.x);
-    const auto blocks = static_cast<std::int32_t>(gridDim.x);
-    for (std::int64_t round = 0; round * blocks < p.order.size(); ++round) {
-      const std::int64_t index = p.order.index(round, block, blocks);
-      if (index >= p.order.size()) continue;
-      const Order::Work turn = p.order.at(index);
-      const KeyWork work = {turn.tile, turn.head % p.pass_count, turn.head / p.pass_count, 0};
-      KeySide side;
-      if (side.start(p.parts, p.passes[work.pass], work.tile, p.length)) load(work, side);
+    Turns turns(p.order);
+    while (turns.next()) {
+      const HeadPass& pass = p.passes[turns.work.head % p.pass_count];
+      KeyWork work{{}, pass.head, turns.work.head / p.pass_count, 0};
+      if (!work.side.start(p.parts, pass, turns.work.tile, p.length)) continue;
+      std::int32_t left = 0;
+      work.side.each_part([&](const DevicePart& part) {
+        const KeyRange tiles = tiles_for(work.side, part);
+        left += tiles.end - tiles.begin;
+      });
+      work.any = left;
+      wait_for(address_of(&barriers.kv_free[keys.stage]), keys.parity ^ 1);
+      if (lane == 0) load_keys(work);
+      turn ^= 1;
+      keys.advance();
+      work.side.each_part([&](const DevicePart& part) { load_queries(work, part, left); });
     }
     wait_for(address_of(&barriers.kv_free[keys.stage]), keys.parity ^ 1);
-    barriers.work[keys.stage] = {0, -1, 0, 0};
-    arrive(address_of(&barriers.kv_full[keys.stage]));
+    if (lane == 0) {
+      barriers.work[turn].head = -1;
+      arrive(address_of(&barriers.kv_full[keys.stage]));
+    }
   }
 };
 
-// What a warpgroup of 64 keys knows of the part whose queries pass by.
+// The queries that see a thread's two keys, of the part whose queries pass by; asked for where a
+// tile does not see all.
 struct QuerySight {
-  std::int32_t begin, end;          // queries that see some of its keys
-  std::int32_t all_begin, all_end;  // queries that see all of them
-  std::int32_t row_begin[2], row_end[2];
+  const DevicePart* part = nullptr;
+  std::int32_t begin[2], end[2];
 
-  __device__ void look(const KeySide& side, const DevicePart& part, std::int32_t first,
-                       std::int32_t row) {
-    const KeyRange has = side.keys_in(part);
-    const std::int32_t stop = smaller(first + 64, side.begin + side.keys);
-    const KeyRange mine = {larger(first, has.begin), smaller(stop, has.end)};
-    begin = end = all_begin = all_end = 0;
-    if (mine.empty()) return;
-    const KeyRange of_first = side.queries(part, mine.begin);
-    const KeyRange of_last = side.queries(part, mine.end - 1);
-    begin = of_first.begin, end = of_last.end;
-    // Rows behind `stop` are nobody's: what is summed there is not stored.
-    if (mine.begin == first && mine.end == stop) all_begin = of_last.begin, all_end = of_first.end;
+  __device__ void mask(float (&s)[kQueryTile / 2], const QueryTile& tile, const KeySide& side,
+                       std::int32_t row, int u) {
+    const bool known = part == tile.part;
+    part = tile.part;
+    const KeyRange mine = known ? KeyRange{} : side.keys_in(*part);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const std::int32_t t = row + 8 * h;
-      const bool inside = t >= mine.begin && t < mine.end;
-      const KeyRange seen = inside ? side.queries(part, t) : KeyRange{};
-      row_begin[h] = seen.begin, row_end[h] = seen.end;
-    }
-  }
-  __device__ bool sees(std::int32_t query) const {
-    return query < end && query + kQueryTile > begin;
-  }
-  __device__ bool sees_all(std::int32_t query) const {
-    return query >= all_begin && query + kQueryTile <= all_end;
-  }
-  __device__ void mask(float (&s)[kQueryTile / 2], std::int32_t query, int u) const {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const std::int32_t from = row_begin[h] - query - 2 * u, to = row_end[h] - query - 2 * u;
+      if (!known) {
+        const bool inside = t >= mine.begin && t < mine.end;
+        const KeyRange seen = inside ? side.queries(*part, t) : KeyRange{};
+        begin[h] = seen.begin, end[h] = seen.end;
+      }
+      const std::int32_t from = begin[h] - tile.begin - 2 * u, to = end[h] - tile.begin - 2 * u;
 #pragma unroll
       for (int j = 0; j < kQueryTile / 8; ++j)
 #pragma unroll
@@ -208,6 +220,8 @@ struct KeyGradient {
   std::uint32_t k_rows[Shape::kSmall ? kQk / 4 : 1], v_rows[Shape::kSmall ? kV / 4 : 1];
   std::uint64_t k_tile, v_tile;
   QuerySight sight;
+  std::int32_t row;      // the first of this thread's two
+  int turn = 0;          // where the work is told
   bool pending = false;  // dv and dk of the tile at `behind` are under way
   Stage ring, behind;
 
@@ -219,7 +233,6 @@ struct KeyGradient {
   }
   __device__ void start_scores(std::uint64_t q_tile, std::uint64_t dout_tile) {
     pin(s), pin(dp);
-    if constexpr (Shape::kSmall) pin(k_rows), pin(v_rows);
     fence();
 #pragma unroll
     for (int step = 0; step < kQk / 16; ++step) {
@@ -240,7 +253,7 @@ struct KeyGradient {
     }
     commit();
   }
-  __device__ void meet(std::int32_t query) {
+  __device__ void meet(const QueryTile& tile) {
     const float scale_log2 = p.scale * 1.4426950408889634f;
     const int u = static_cast<int>(threadIdx.x) % 4;
     const std::uint64_t q_tile = tile_at(q + ring.stage * Shape::kQBytes, kQueryTile * kRowBytes);
@@ -251,7 +264,7 @@ struct KeyGradient {
     wait<1>();
     pin(s), pin(weights);
     if (pending) release(barriers.free[behind.stage]);
-    if (!sight.sees_all(query)) sight.mask(s, query, u);
+    if (!tile.all_seen(group)) sight.mask(s, tile, barriers.work[turn].side, row, u);
 #pragma unroll
     for (int j = 0; j < kQueryTile / 8; ++j) {
       const float2 l = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * u);
@@ -310,39 +323,37 @@ struct KeyGradient {
 #pragma unroll
     for (int j = 0; j < kV / 2; ++j) dv[j] = 0;
   }
-  __device__ void store(const KeySide& side, const KeyWork& work, std::int32_t row) {
-    const int u = static_cast<int>(threadIdx.x) % 4, head = p.passes[work.pass].head;
+  __device__ void store() {
+    const int u = static_cast<int>(threadIdx.x) % 4;
+    const KeyWork& work = barriers.work[turn];
+    const KeySide& side = work.side;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const std::int32_t t = row + 8 * h;
       const bool in_tile = t < side.begin + side.keys;
       const std::int32_t j = in_tile ? side.position(t) : 0;
       const bool mine = in_tile && !side.elsewhere(j);
-      store_row<A, kQk>(row_of(p.dk, work.batch, j, head), static_cast<int>(p.dk.width), mine, h, u,
-                        p.scale, dk);
-      store_row<A, kV>(row_of(p.dv, work.batch, j, head), static_cast<int>(p.dv.width), mine, h, u,
-                       1, dv);
+      store_row<A, kQk>(row_of(p.dk, work.batch, j, work.head), static_cast<int>(p.dk.width), mine,
+                        h, u, p.scale, dk);
+      store_row<A, kV>(row_of(p.dv, work.batch, j, work.head), static_cast<int>(p.dv.width), mine,
+                       h, u, 1, dv);
     }
   }
   __device__ void run() {
     const int thread = static_cast<int>(threadIdx.x);
-    for (Ring<Shape::kTiles> keys;; keys.advance()) {
+    for (Ring<Shape::kTiles> keys;; keys.advance(), turn ^= 1) {
       wait_for(address_of(&barriers.kv_full[keys.stage]), keys.parity);
-      const KeyWork work = barriers.work[keys.stage];
-      if (work.pass < 0) return;
-      KeySide side;
-      side.start(p.parts, p.passes[work.pass], work.tile, p.length);
-      const std::int32_t first = side.begin + 64 * group;
-      const std::int32_t row = first + thread % 128 / 32 * 16 + thread % 32 / 4;
+      const KeyWork& work = barriers.work[turn];
+      if (work.head < 0) return;
+      row = work.side.begin + 64 * group + thread % 128 / 32 * 16 + thread % 32 / 4;
       begin(keys.stage);
-      const DevicePart* part = nullptr;
+      sight.part = nullptr;
       for (bool last = work.any == 0; !last; ring.advance()) {
         wait_for(address_of(&barriers.full[ring.stage]), ring.parity);
         const QueryTile tile = barriers.tile[ring.stage];
         last = tile.last != 0;
-        if (tile.part != part) sight.look(side, *(part = tile.part), first, row);
-        if (sight.sees(tile.begin)) {
-          meet(tile.begin);
+        if (tile.seen(group)) {
+          meet(tile);
         } else {
           finish_pending();
           release(barriers.free[ring.stage]);
@@ -350,7 +361,7 @@ struct KeyGradient {
       }
       finish_pending();
       if constexpr (!Shape::kSmall) release(barriers.kv_free[keys.stage]);
-      store(side, work, row);
+      store();
     }
   }
 };
@@ -381,12 +392,13 @@ __global__ void __launch_bounds__(KeyGradientShape<kQk, kV>::kThreads, 1)
   __syncthreads();
   const int group = warpgroup();
   if (group == Shape::kGroups) {
-    give_registers<24>();
-    if (threadIdx.x % 128 != 0) return;
-    KeyGradientLoader<A, kQk, kV> loader{p, barriers, k, v, q, dout};
+    give_registers<Shape::kLoaderRegisters>();
+    if (threadIdx.x % 128 >= 32) return;
+    KeyGradientLoader<A, kQk, kV> loader{
+        p, barriers, k, v, q, dout, static_cast<int>(threadIdx.x) % 32};
     loader.run();
   } else {
-    take_registers<240>();
+    take_registers<Shape::kRegisters>();
     KeyGradient<A, kQk, kV> consumer{p, barriers, k, v, q, dout, group};
     consumer.run();
   }

@@ -24,10 +24,15 @@ struct Work {
   std::int32_t merges;
 };
 
+// What the loading warp finds out about a tile. Two bits for each warpgroup of 64 queries, both set
+// where it holds: some query sees a key; all queries see all keys of a full tile.
 struct TileInfo {
   const DevicePart* part;   // null: the queries see no key at all
   std::int32_t begin;       // key index of the first key
-  std::int16_t keys, last;  // keys in the tile; whether it is the last of the work
+  std::uint8_t keys, last;  // keys in the tile; whether it is the last of the work
+  std::uint8_t some, all;
+  __device__ bool seen(int group) const { return (some >> (2 * group) & 3) == 3; }
+  __device__ bool all_seen(int group) const { return (all >> (2 * group) & 3) == 3; }
 };
 
 template <int kQueries>
@@ -56,13 +61,14 @@ struct KeyBarriers {
   }
 };
 
-// The loading thread.
-template <int kKeys, int kQk, int kV, int kStages>
+// The loading warp; its first lane copies, all lanes know.
+template <int kKeys, int kGroups, int kQk, int kV, int kStages>
 struct KeyLoader {
   static constexpr int kKBytes = kKeys * kQk * 2, kVBytes = kKeys * kV * 2;
   const KeySource& source;
   KeyBarriers<kStages>& barriers;
   Address k, v;
+  int lane;
   Ring<kStages> ring;
 
   struct Tile {
@@ -71,9 +77,15 @@ struct KeyLoader {
     int shape, bytes;
   };
 
-  // All tiles that the queries first .. last of a work see.
-  __device__ void load(const Work& work, const HeadPass& pass, std::int32_t last) {
-    KeyTiles<kKeys> tiles(source.parts, pass, work.first, last);
+  // All tiles that the queries of a work see. Lanes 2 g and 2 g + 1 look from the first and the
+  // last query of warpgroup g.
+  __device__ void load(const Work& work, const HeadPass& pass) {
+    const std::int32_t end = smaller(work.first + 64 * kGroups, source.length);
+    const std::int32_t group_first = work.first + 64 * (lane / 2 % kGroups);
+    const bool from_first = lane % 2 == 0, inside = group_first < end && lane < 2 * kGroups;
+    const std::int32_t query = from_first ? group_first : smaller(group_first + 64, end) - 1;
+    KeyRange mine{};
+    KeyTiles<kKeys> tiles(source.parts, pass, work.first, end - 1);
     Tile tile{};
     bool new_part = false, more = tiles.next(new_part);
     if (!more) {
@@ -82,12 +94,19 @@ struct KeyLoader {
     }
     while (more) {
       if (new_part) {
+        mine = inside ? reach(*tiles.walk.part, 0, query) : KeyRange{};
         tile.info.part = tiles.walk.part;
         tile.shape = shape_of(*tiles.walk.part, source.shapes);
-        tile.info.keys = static_cast<std::int16_t>(tiles.keys);
+        tile.info.keys = static_cast<std::uint8_t>(tiles.keys);
         tile.bytes = tiles.keys * kRowBytes;
       }
-      tile.info.begin = tiles.begin;
+      const std::int32_t first = tiles.begin, behind = first + tiles.keys;
+      const bool some = inside && (from_first ? behind > mine.begin : first < mine.end);
+      const bool all =
+          inside && tiles.keys == kKeys && (from_first ? behind <= mine.end : first >= mine.begin);
+      tile.info.some = static_cast<std::uint8_t>(__ballot_sync(0xffffffffu, some));
+      tile.info.all = static_cast<std::uint8_t>(__ballot_sync(0xffffffffu, all));
+      tile.info.begin = first;
       tile.column = tiles.column();
       tile.block = tiles.block();
       more = tiles.next(new_part);
@@ -96,91 +115,78 @@ struct KeyLoader {
     }
   }
   __device__ void push(const Work& work, const Tile& tile) {
-    const Address k_full = address_of(&barriers.k_full[ring.stage]);
-    const Address v_full = address_of(&barriers.v_full[ring.stage]);
     wait_for(address_of(&barriers.k_free[ring.stage]), ring.parity ^ 1);
-    barriers.info[ring.stage] = tile.info;
-    arrive_expecting(k_full, tile.bytes * (kQk / 64));
-    if (tile.bytes > 0)
-      for (int c = 0; c < kQk / 64; ++c)
-        load_box(k + ring.stage * kKBytes + c * kKeys * kRowBytes, source.k[tile.shape], k_full,
+    if (lane == 0) {
+      const Address full = address_of(&barriers.k_full[ring.stage]);
+      barriers.info[ring.stage] = tile.info;
+      arrive_expecting(full, tile.bytes * (kQk / 64));
+      for (int c = 0; c < kQk / 64 && tile.bytes > 0; ++c)
+        load_box(k + ring.stage * kKBytes + c * kKeys * kRowBytes, source.k[tile.shape], full,
                  64 * c, tile.column, tile.block, work.head, work.batch);
+    }
     wait_for(address_of(&barriers.v_free[ring.stage]), ring.parity ^ 1);
-    arrive_expecting(v_full, tile.bytes * (kV / 64));
-    if (tile.bytes > 0)
-      for (int c = 0; c < kV / 64; ++c)
-        load_box(v + ring.stage * kVBytes + c * kKeys * kRowBytes, source.v[tile.shape], v_full,
+    if (lane == 0) {
+      const Address full = address_of(&barriers.v_full[ring.stage]);
+      arrive_expecting(full, tile.bytes * (kV / 64));
+      for (int c = 0; c < kV / 64 && tile.bytes > 0; ++c)
+        load_box(v + ring.stage * kVBytes + c * kKeys * kRowBytes, source.v[tile.shape], full,
                  64 * c, tile.column, tile.block, work.head, work.batch);
+    }
     ring.advance();
   }
 };
 
-// The turns of this thread block, by the loading thread: start(work) loads the queries of each into
-// slot ring.stage, then the keys follow; at the end a work without a head.
+// The turns of this thread block, by the loading warp: start(work, slot, barrier) loads the queries
+// of each, then the keys follow; at the end a work without a head.
 template <int kRows, class Loader, int kQueries, class Start>
 __device__ void load_all(const Order& order, Loader& loader, WorkBarriers<kQueries>& works,
                          int query_bytes, const Start& start) {
   const KeySource& source = loader.source;
-  const auto block = static_cast<std::int32_t>(blockIdx.x);
-  const auto blocks = static_cast<std::int32_t>(gridDim.x);
   Ring<kQueries> ring;
-  for (std::int64_t round = 0;; ++round) {
-    const std::int64_t index = order.index(round, block, blocks);
-    const bool any = round * blocks < order.size();
-    if (any && index >= order.size()) continue;
+  for (Turns turns(order);; ring.advance()) {
+    const bool any = turns.next();
     const Address full = address_of(&works.full[ring.stage]);
     wait_for(address_of(&works.free[ring.stage]), ring.parity ^ 1);
     if (!any) {
-      works.work[ring.stage] = {0, -1, 0, 0};
-      return arrive(full);
+      if (loader.lane == 0) {
+        works.work[ring.stage] = {0, -1, 0, 0};
+        arrive(full);
+      }
+      return;
     }
-    const Order::Work turn = order.at(index);
-    const HeadPass& pass = source.passes[turn.head % source.pass_count];
-    const Work work = {(order.tiles - 1 - turn.tile) * kRows, pass.head,
-                       turn.head / source.pass_count, pass.merges};
-    works.work[ring.stage] = work;
-    arrive_expecting(full, query_bytes);
-    start(work, ring.stage, full);
-    ring.advance();
-    loader.load(work, pass, smaller(work.first + kRows, source.length) - 1);
+    const HeadPass& pass = source.passes[turns.work.head % source.pass_count];
+    const Work work = {(order.tiles - 1 - turns.work.tile) * kRows, pass.head,
+                       turns.work.head / source.pass_count, pass.merges};
+    if (loader.lane == 0) {
+      works.work[ring.stage] = work;
+      arrive_expecting(full, query_bytes);
+      start(work, ring.stage, full);
+    }
+    loader.load(work, pass);
   }
 }
 
-// What a warpgroup of 64 queries knows of the part whose tiles pass by: what its first and last
-// query see, and what each thread's two rows see.
+// The keys that a thread's two rows see, of the part whose tiles pass by; asked for where a tile is
+// not seen as a whole.
 template <int kKeys>
 struct Sight {
-  std::int32_t begin, end;          // of all its queries together
-  std::int32_t all_begin, all_end;  // seen by each of its queries
-  std::int32_t row_begin[2], row_end[2];
+  const DevicePart* part = nullptr;
+  std::int32_t begin[2], end[2];
 
-  __device__ void look(const DevicePart* part, std::int32_t first, std::int32_t row,
-                       std::int32_t length) {
-    begin = end = 0;
-    if (part == nullptr || first >= length) return;
-    const std::int32_t last = length - 1;
-    const KeyRange of_first = reach(*part, 0, first);
-    const KeyRange of_last = reach(*part, 0, smaller(first + 63, last));
-    begin = of_first.begin, end = of_last.end;
-    all_begin = of_last.begin, all_end = of_first.end;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const KeyRange mine = reach(*part, 0, smaller(row + 8 * h, last));
-      row_begin[h] = mine.begin, row_end[h] = mine.end;
-    }
-  }
-  __device__ bool sees(const TileInfo& tile) const {
-    return tile.begin < end && tile.begin + tile.keys > begin;
-  }
-  __device__ bool sees_all(const TileInfo& tile) const {
-    return tile.begin >= all_begin && tile.begin + kKeys <= all_end && tile.keys == kKeys;
-  }
   // -inf for what a row does not see. Thread registers as of wgmma: u = thread % 4.
-  __device__ void mask(float (&s)[kKeys / 2], const TileInfo& tile, int u) const {
+  __device__ void mask(float (&s)[kKeys / 2], const TileInfo& tile, std::int32_t row,
+                       std::int32_t length, int u) {
+    const bool known = part == tile.part;
+    part = tile.part;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int32_t from = row_begin[h] - tile.begin - 2 * u;
-      const std::int32_t to = smaller(row_end[h] - tile.begin, tile.keys) - 2 * u;
+      if (!known) {
+        const KeyRange mine = reach(*part, 0, smaller(row + 8 * h, length - 1));
+        begin[h] = mine.begin, end[h] = mine.end;
+      }
+      const std::int32_t from = begin[h] - tile.begin - 2 * u;
+      const std::int32_t to =
+          smaller(end[h] - tile.begin, static_cast<std::int32_t>(tile.keys)) - 2 * u;
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll

@@ -74,9 +74,9 @@ struct KeySide {
   const DevicePart* summary;  // of the pass, or null
   const DevicePart* end;
   std::int32_t pass, length;
-  bool compact = false;              // keys of the summary
-  bool with_row = false;             // a row stands beside the summary
-  std::int32_t begin = 0, keys = 0;  // key indices (compact) or positions
+  bool compact;              // keys of the summary
+  bool with_row;             // a row stands beside the summary
+  std::int32_t begin, keys;  // key indices (compact) or positions
 
   // False where the head has fewer tiles.
   constexpr bool start(const DevicePart* all_parts, const HeadPass& of, std::int32_t tile,
@@ -87,6 +87,7 @@ struct KeySide {
     length = of_length;
     summary = summary_of(all_parts, of);
     std::int32_t before = 0;
+    compact = with_row = false;
     if (summary != nullptr) {
       const std::int32_t in_box = keys_in_box(summary->summary_width.by, kKeyTile);
       const std::int32_t count = summary_keys(*summary, length);

@@ -33,7 +33,8 @@ CUtensorMap rows_map(const Heads<const A>& x, int rows);
 template <class A>
 CUtensorMap keys_map(const Heads<const A>& x, const KeyShape& shape, int tile);
 
-// Heads in a group, so that its keys and values (bytes a head) fit in the L2 cache together.
+// Heads in a group: as many as fit in the L2 cache together (bytes: what passes by, a head), but
+// enough for work of all lengths at a time; then several thread blocks still share what passes by.
 std::int32_t heads_in_group(std::int64_t bytes, std::int64_t heads);
 
 }  // namespace longstride::ops::cuda::sm90

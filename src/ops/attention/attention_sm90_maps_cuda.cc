@@ -77,7 +77,9 @@ CUtensorMap keys_map(const Heads<const A>& x, const KeyShape& shape, int tile) {
 
 std::int32_t heads_in_group(std::int64_t bytes, std::int64_t heads) {
   constexpr std::int64_t kCache = std::int64_t{24} << 20;  // half of an H100's L2
-  return static_cast<std::int32_t>(std::clamp<std::int64_t>(kCache / bytes, 1, heads));
+  constexpr std::int64_t kEnough = 32;
+  return static_cast<std::int32_t>(
+      std::min(heads, std::max<std::int64_t>(kEnough, kCache / bytes)));
 }
 
 template CUtensorMap rows_map(const Heads<const bf16>&, int);

@@ -6,11 +6,14 @@
 // keys pass by as in the forward kernel. P and dS stay in registers. While one warpgroup makes P
 // and dS of its scores, the products of the other run: dQ of tile n and both scores of tile n + 1.
 //
+// On the way L and D = <dO, O> of every row are put down as both gradients want them.
+//
 // Work: 4 d_qk + 2 d_v FLOPs and one exp2 a pair (the other half of the backward pass is the
 // gradient of keys and values). No sums in memory, so the bits repeat. Per 64 x 128 pairs at d =
 // 64, tensor cores take 768 cycles and exp2 512.
 #pragma once
 
+#include "ops/attention/attention_sm90_backward.h"
 #include "ops/attention/attention_sm90_key_ring.cuh"
 
 namespace longstride::ops::cuda::sm90 {
@@ -20,9 +23,10 @@ struct QueryGradientParams {
   CUtensorMap q, dout;
   KeySource keys;
   Order order;
+  Heads<const A> out, dout_rows;
+  const float* lse;  // [B, H, N]
   Heads<A> dq;
-  const float *lse, *mean;  // [B, H, padded]: L log2(e), D
-  std::int32_t padded;
+  RowNumbers rows;  // written: D and L as both gradients want them
   float scale;
 };
 
@@ -55,6 +59,7 @@ struct QueryGradient {
   std::uint32_t ds[kKeys / 4];
   float lse[2], mean[2];  // of this thread's two rows
   Sight<kKeys> sight;
+  std::int32_t row;      // the first of this thread's two
   bool pending = false;  // dq of the tile at `behind` is under way
   Stage ring, behind;
 
@@ -94,7 +99,8 @@ struct QueryGradient {
     wait<1>();
     pin(s);
     if (pending) release(barriers.k_free[behind.stage]);
-    if (!sight.sees_all(tile)) sight.mask(s, tile, static_cast<int>(threadIdx.x) % 4);
+    if (!tile.all_seen(group))
+      sight.mask(s, tile, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
 #pragma unroll
     for (int j = 0; j < kKeys / 2; ++j) s[j] = exp2_of(fmaf(s[j], scale_log2, -lse[j / 2 % 2]));
     wait<0>();
@@ -113,12 +119,38 @@ struct QueryGradient {
     behind = ring;
     pending = true;
   }
-  __device__ void begin(const Work& work, std::int32_t row) {
+  // D = <dO, O> of this thread's two rows: four threads have a part of a row each.
+  __device__ float mean_of(const Work& work, std::int32_t i, int u) const {
+    const A* const o = row_of(p.out, work.batch, i, work.head);
+    const A* const d = row_of(p.dout_rows, work.batch, i, work.head);
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < kV / 32; ++n) {
+      const int column = 8 * (4 * n + u);
+      if (column >= p.out.width) continue;
+      const auto x = device::load<8>(o + column), y = device::load<8>(d + column);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum += device::to_float(x.at[e]) * device::to_float(y.at[e]);
+    }
+    return sum;
+  }
+  __device__ void begin(const Work& work) {
+    const int u = static_cast<int>(threadIdx.x) % 4;
     const std::int64_t head = std::int64_t{work.batch} * p.dq.heads + work.head;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int64_t at = head * p.padded + smaller(row + 8 * h, p.padded - 1);
-      lse[h] = p.lse[at], mean[h] = p.mean[at];
+      const std::int32_t i = row + 8 * h;
+      const bool inside = i < p.keys.length;
+      float sum = inside ? mean_of(work, i, u) : 0;
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const float l = inside ? p.lse[head * p.keys.length + i] : -INFINITY;
+      lse[h] = l == -INFINITY ? INFINITY : l * 1.4426950408889634f;
+      mean[h] = sum;
+      if (u == 0 && i < p.rows.padded) {
+        p.rows.lse[head * p.rows.padded + i] = lse[h];
+        p.rows.mean[head * p.rows.padded + i] = sum;
+      }
     }
 #pragma unroll
     for (int j = 0; j < kQk / 2; ++j) dq[j] = 0;
@@ -129,22 +161,19 @@ struct QueryGradient {
       wait_for(address_of(&works.full[queries.stage]), queries.parity);
       const Work work = works.work[queries.stage];
       if (work.head < 0) return;
-      const std::int32_t first = work.first + 64 * group;
-      const std::int32_t row = first + thread % 128 / 32 * 16 + thread % 32 / 4;
-      begin(work, row);
+      row = work.first + 64 * group + thread % 128 / 32 * 16 + thread % 32 / 4;
+      begin(work);
       const std::uint64_t q_tile = tile_at(
           q + queries.stage * Shape::kQBytes + group * 64 * kRowBytes, Shape::kRows * kRowBytes);
       const std::uint64_t dout_tile =
           tile_at(dout + queries.stage * Shape::kDoutBytes + group * 64 * kRowBytes,
                   Shape::kRows * kRowBytes);
-      const DevicePart* part = nullptr;
-      sight.look(part, first, row, p.keys.length);
+      sight.part = nullptr;
       for (bool last = false; !last; ring.advance()) {
         wait_for(address_of(&barriers.k_full[ring.stage]), ring.parity);
         const TileInfo tile = barriers.info[ring.stage];
         last = tile.last != 0;
-        if (tile.part != part) sight.look(part = tile.part, first, row, p.keys.length);
-        if (sight.sees(tile))
+        if (tile.seen(group))
           meet(tile, q_tile, dout_tile);
         else
           skip();
@@ -186,9 +215,10 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
   __syncthreads();
   const int group = warpgroup();
   if (group == Shape::kGroups) {
-    give_registers<24>();
-    if (threadIdx.x % 128 != 0) return;
-    KeyLoader<Shape::kKeys, kQk, kV, Shape::kStages> loader{p.keys, barriers, k, v};
+    give_registers<40>();
+    if (threadIdx.x % 128 >= 32) return;
+    KeyLoader<Shape::kKeys, Shape::kGroups, kQk, kV, Shape::kStages> loader{
+        p.keys, barriers, k, v, static_cast<int>(threadIdx.x) % 32};
     load_all<Shape::kRows>(p.order, loader, works, Shape::kQBytes + Shape::kDoutBytes,
                            [&](const Work& work, int slot, Address full) {
                              for (int c = 0; c < kQk / 64; ++c)
@@ -200,7 +230,7 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
                                    p.dout, full, 64 * c, work.first, 0, work.head, work.batch);
                            });
   } else {
-    take_registers<240>();
+    take_registers<232>();
     QueryGradient<A, kQk, kV> consumer{p, works, barriers, q, dout, k, v, group};
     consumer.run();
   }

@@ -78,15 +78,16 @@ struct Order {
   struct Work {
     std::int32_t tile, head;
   };
-  constexpr std::int64_t size() const { return std::int64_t{tiles} * heads; }
-  constexpr std::int64_t index(std::int64_t round, std::int32_t block, std::int32_t blocks) const {
+  constexpr std::int32_t size() const { return tiles * heads; }  // fits: see fits()
+  static constexpr bool fits(std::int64_t all_tiles, std::int64_t all_heads) {
+    return all_tiles * all_heads < kPositionLimit;
+  }
+  constexpr std::int32_t index(std::int32_t round, std::int32_t block, std::int32_t blocks) const {
     return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
   }
-  constexpr Work at(std::int64_t index) const {
-    const std::int64_t whole = std::int64_t{group} * tiles;
-    const auto first = static_cast<std::int32_t>(index / whole) * group;
-    const auto inside = static_cast<std::int32_t>(index % whole);
-    const std::int32_t here = smaller(group, heads - first);
+  constexpr Work at(std::int32_t index) const {
+    const std::int32_t whole = group * tiles, first = index / whole * group;
+    const std::int32_t inside = index % whole, here = smaller(group, heads - first);
     return {inside / here, first + inside % here};
   }
 };
