@@ -179,7 +179,10 @@ class Json(unittest.TestCase):
 
     def test_the_rest(self):
         self.assertIn("version", self.document("--version"))
-        self.assertIn("processor", self.document("doctor"))
+        doctor = self.document("doctor")
+        for key in ("processor", "devices", "CUDA"):
+            self.assertIn(key, doctor)
+        self.assertTrue("GPU" in doctor or "GPU 0" in doctor)
         made = self.document("prepare", "data.bin", "-o", "made.bin")
         self.assertEqual(made["bytes"], 20000)
         self.assertEqual(made["train"] + made["valid"] + made["test"], 20000)

@@ -117,6 +117,17 @@ class Refusals(unittest.TestCase):
         self.refuse_train("tiny-text", "--steps")
         self.refuse_train("tiny-text", "--bogus")
 
+    def test_train_devices(self):
+        for bad in (("--device", "gpu"), ("--device", ""), ("--device",)):
+            self.refuse_train("tiny-text", *bad)
+        self.refuse_train("tiny-text", "--device", "cpu", "train.precision=fp16",
+                          says="want f32 or bf16, or a GPU")
+        doctor = json.loads(run("doctor", "--json").stdout)
+        if doctor["devices"] == "cpu":
+            code = 2 if doctor["CUDA"].startswith("not in this build") else 5
+            self.refuse_train("tiny-text", "--device", "cuda", code=code, says="want --device cpu")
+            self.assertTrue(doctor["GPU"].startswith("none: "))
+
     def test_overrides(self):
         self.refuse_train("tiny-txt", says="tiny-text")
         self.refuse_train("tiny-text", "model.layer=3", says="did you mean model.layers?")
@@ -132,7 +143,7 @@ class Refusals(unittest.TestCase):
                     "model.dropout=1", "model.dropout=nan", "model.dropout=-1", "train.lr=0",
                     "train.lr=nan", "train.lr=inf", "train.lr=-1e-3", "train.batch=0",
                     "train.micro_batch=3", "train.beta1=1", "train.eps=0", "train.clip=-1",
-                    "train.ema=1", "train.seed=-1", "train.recompute=maybe",
+                    "train.ema=1", "train.seed=-1", "train.recompute=maybe", "train.precision=f16",
                     "train.on_nonfinite=ignore", "train.keep_checkpoints=0", "\x1b[31m=1",
                     "model.layers=" + "9" * 5000, "x" * 5000 + "=1", "\u00e9\u202e=1"):
             self.refuse_train("tiny-text", bad)

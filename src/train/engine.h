@@ -53,6 +53,7 @@ struct EngineParts {
   std::function<void(const std::string&)> warn;
 };
 
+using EngineMaker = std::function<std::unique_ptr<Engine>(const EngineParts&)>;
 std::unique_ptr<Engine> make_cpu_engine(const EngineParts& parts);
 std::unique_ptr<Engine> make_cuda_engine(const EngineParts& parts);  // throws where not built
 

@@ -109,8 +109,8 @@ void require_fit(const MemoryPlan& plan, const Config& config, const ParameterLa
                  const StepMemory& memory) {
   if (plan.total() <= plan.available) return;
   const std::string planned = text("train: ", gib(plan.total()), " of memory",
-                                   plan.device == "cpu" ? "" : " of the " + plan.device,
-                                   " planned, ", gib(plan.available), " free");
+                                   plan.device == "cpu" ? "" : " of " + plan.device, " planned, ",
+                                   gib(plan.available), " free");
   Config smaller = config;
   for (std::int64_t micro = micro_batch(config.train) - 1; micro > 0; --micro) {
     if (config.train.batch % micro != 0) continue;

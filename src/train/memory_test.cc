@@ -38,6 +38,41 @@ TEST(MemoryPlan, RecomputesWhereActivationsTakeMoreThanHalf) {
   EXPECT_TRUE(plan_memory(config, layout, cpu_memory(std::int64_t{1} << 40)).recompute);
 }
 
+// Of a device of its own: all of it may be filled, and the quickest way that fits is taken.
+TEST(MemoryPlan, RunsNoMoreBlocksAgainThanADeviceMakesIt) {
+  Config config = test::small_config();
+  const ParameterLayout layout(config.model);
+  StepMemory memory;
+  memory.device = "a card";
+  memory.shared = false;
+  memory.bytes = [](const Config&, std::int64_t segment) {
+    return TrainingBytes{segment == 0 ? 12000 : segment * 1000, 500};
+  };
+  memory.segments = [](const ModelConfig&) { return std::vector<std::int64_t>{6, 4, 3}; };
+  const std::int64_t arrays = 5 * layout.extent * 4;  // with averages
+  const auto segment = [&](std::int64_t activations, const char* recompute) {
+    config.train.recompute = recompute;
+    memory.available = arrays + activations;
+    return plan_memory(config, layout, memory).segment;
+  };
+  EXPECT_EQ(segment(12500, "auto"), 0);
+  EXPECT_EQ(segment(12499, "auto"), 6);
+  EXPECT_EQ(segment(6499, "auto"), 4);
+  EXPECT_EQ(segment(4500, "auto"), 4);
+  EXPECT_EQ(segment(4499, "auto"), 3);
+  EXPECT_EQ(segment(0, "auto"), 3);
+  EXPECT_EQ(segment(1 << 20, "on"), 3);
+  EXPECT_EQ(segment(0, "off"), 0);
+  const MemoryPlan plan = plan_memory(config, layout, memory);
+  EXPECT_EQ(plan.device, "a card");
+  try {
+    require_fit(plan, config, layout, memory);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("of memory of a card planned"), std::string::npos);
+  }
+}
+
 TEST(MemoryPlan, NamesTheLargestMicroBatchThatFits) {
   Config config = test::small_config();
   config.train.batch = 12;

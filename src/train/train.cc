@@ -47,8 +47,8 @@ TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
                            " holds checkpoints, want an empty run folder or --resume auto");
 
   const ParameterLayout layout(options.config.model);
-  const StepMemory memory =
-      options.device == "cuda" ? cuda_memory() : cpu_memory(available_memory());
+  const bool cuda = options.device == "cuda";
+  const StepMemory memory = cuda ? cuda_memory() : cpu_memory(available_memory());
   const MemoryPlan plan = plan_memory(options.config, layout, memory);
   const auto show_plan = [&] {
     if (observer.on_plan) observer.on_plan(plan);
@@ -57,7 +57,7 @@ TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
   require_fit(plan, options.config, layout, memory);
   if (options.dry_run) return {};
   // A run folder that is refused shows no plan: one line says what is wrong.
-  Trainer trainer(options, observer, data, layout, plan);
+  Trainer trainer(options, observer, data, layout, plan, cuda ? make_cuda_engine : make_cpu_engine);
   show_plan();
   return trainer.run();
 }

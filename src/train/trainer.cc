@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "files/checkpoint.h"
 #include "files/files.h"
@@ -30,7 +31,7 @@ const std::filesystem::path& made(const std::filesystem::path& run) {
 }  // namespace
 
 Trainer::Trainer(const TrainOptions& options, const TrainObserver& observer, const Dataset& data,
-                 const ParameterLayout& layout, const MemoryPlan& plan)
+                 const ParameterLayout& layout, const MemoryPlan& plan, EngineMaker make_engine)
     : options_(options),
       config_(options.config),
       observer_(observer),
@@ -39,7 +40,8 @@ Trainer::Trainer(const TrainOptions& options, const TrainObserver& observer, con
       plan_(plan),
       valid_(scored_span(data, config_.train)),
       lock_(made(options.run)),
-      state_(config_, layout) {
+      state_(config_, layout),
+      make_engine_(std::move(make_engine)) {
   about_.seed = config_.train.seed;
   about_.data = data.fingerprint();
   resume();
@@ -85,7 +87,7 @@ TrainResult Trainer::run() {
                   static_cast<double>(config_.train.batch * config_.model.context);
   const EngineParts parts{config_, layout_, plan_,
                           data_,   state_,  [this](const std::string& line) { warn(line); }};
-  engine_ = options_.device == "cuda" ? make_cuda_engine(parts) : make_cpu_engine(parts);
+  engine_ = make_engine_(parts);
   first_step_ = submitted_ = state_.step;
   began_ = std::chrono::steady_clock::now();
 

@@ -22,9 +22,9 @@ namespace longstride {
 class Trainer {
  public:
   // Locks the run folder and takes up its newest good checkpoint, or begins. `plan` fits; the
-  // options name the device ("cpu" or "cuda") and the precision that it is for.
+  // options name the device ("cpu" or "cuda") of the engine, and the precision.
   Trainer(const TrainOptions& options, const TrainObserver& observer, const Dataset& data,
-          const ParameterLayout& layout, const MemoryPlan& plan);
+          const ParameterLayout& layout, const MemoryPlan& plan, EngineMaker make_engine);
 
   TrainResult run();
 
@@ -54,6 +54,7 @@ class Trainer {
   RunState about_;                     // as of state_.step
   std::filesystem::path checkpoint_;   // newest one
   std::int64_t checkpoint_step_ = -1;  // its step
+  EngineMaker make_engine_;
   std::unique_ptr<Engine> engine_;
   std::int64_t submitted_ = 0;  // steps done or under way
   bool stopping_ = false;       // no further step is started
