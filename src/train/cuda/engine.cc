@@ -112,10 +112,10 @@ void CudaEngine<A>::prepare(Slot& slot, std::int64_t step) const {
 // are taken there is no graph.
 template <class A>
 void CudaEngine<A>::put_step() {
-  if (made_ == 0) {
-    const Synchronous waiting;
+  if (device::synchronous() || profiling()) {
     step_.run(stream());
-  } else if (device::synchronous() || profiling()) {
+  } else if (made_ == 0) {
+    const Synchronous waiting;
     step_.run(stream());
   } else {
     if (graph_.empty()) graph_.capture(stream(), [&] { step_.run(stream()); });
