@@ -30,8 +30,9 @@ bool takes(const Attention<A>& op, const Line& line);
 template <class A>
 void attention(device::Stream stream, const Attention<A>& op, const Line& line);
 
-// Beside the above: every head is a line pass and nothing else (each stands once in the passes); a
-// summary is alone or beside a row of its stride; no part is cut by rows of another.
+// Beside the above: a summary is alone or beside a row of its stride; no part is cut by rows of
+// another. Writes all elements of dq, dk, dv of the line's heads, of the pairs of the line's parts;
+// lse and out are those of all parts of a head.
 template <class A>
 bool takes(const AttentionBackward<A>& op, const Line& line);
 // Floats of scratch, at a multiple of 16 bytes.

@@ -1,6 +1,5 @@
 #include "ops/attention/attention_sm90.h"
 
-#include <algorithm>
 
 #include "base/integers.h"
 #include "ops/attention/attention_sm90_backward.h"
@@ -36,12 +35,8 @@ void attention(device::Stream stream, const Attention<A>& op, const Line& line) 
 
 template <class A>
 bool takes(const AttentionBackward<A>& op, const Line& line) {
-  const auto heads = static_cast<std::int64_t>(line.passes->size());
-  const bool whole =
-      heads == op.q.heads && std::none_of(line.passes->begin(), line.passes->end(),
-                                          [](const HeadPass& pass) { return pass.merges != 0; });
   const bool small = op.q.width <= 64 && op.v.width <= 64;  // as QueryGradientShape::kKeys
-  return whole && device::is_hopper() && op.scale > 0 && op.q.width <= 128 && op.v.width <= 128 &&
+  return device::is_hopper() && op.scale > 0 && op.q.width <= 128 && op.v.width <= 128 &&
          can_map(op.q) && can_map(op.k) && can_map(op.v) && can_map(op.out) && can_map(op.dout) &&
          can_map(op.dq) && can_map(op.dk) && can_map(op.dv) && op.q.batch > 0 &&
          can_tile(line, kTile) && (small || can_tile(line, kTile / 2)) && can_turn(line) &&
