@@ -124,4 +124,4 @@ class GpuTrainTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    unittest.main(verbosity=2)  # which says why it is skipped
