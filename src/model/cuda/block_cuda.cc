@@ -127,6 +127,7 @@ void DeviceBlock<A>::attend() const {
                                            rows(kept.qkv, s, s.qkv())});
   }
   const Projections<A> p(kept.qkv.data(), s);
+  const Timed timed(stream, "attention");
   ops::cuda::attention(stream, ops::cuda::Attention<A>{&plan, p.q, p.k, p.v, heads(kept.att, s),
                                                        part(kept.lse, s.rows() * s.heads), scale});
 }
@@ -138,8 +139,12 @@ void DeviceBlock<A>::rest(Matrix<float> h, bool whole) const {
              ff2 = maps.ff2.of(weights, biases);
   const auto branch = rows(scratch.branch, s, s.width);
   const auto active = rows(scratch.wide, s, s.ff);
-  ops::cuda::linear(linear, stream,
-                    ops::cuda::Linear<A>{rows(kept.att, s, s.width), out.weight, out.bias, branch});
+  {
+    const Timed timed(stream, "linear out");
+    ops::cuda::linear(
+        linear, stream,
+        ops::cuda::Linear<A>{rows(kept.att, s, s.width), out.weight, out.bias, branch});
+  }
   ops::cuda::ResidualNorm<A> norm;
   norm.h = h;
   norm.branch = branch;
