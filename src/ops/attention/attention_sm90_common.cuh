@@ -62,6 +62,14 @@ __device__ inline int warpgroup() {
   return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
 }
 
+// What x is made of is made before the waits that follow: ptxas would move it behind them, where
+// nothing runs beside it. (An instruction that never happens, but depends on x and keeps its
+// place.)
+__device__ inline void made(float x) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.f32 p, %0, 0fBF800000;\n@p nanosleep.u32 0;\n}\n" ::"f"(x)
+               : "memory");
+}
+
 // Warpgroups take turns in starting their products, so that the elementwise work of one runs under
 // the products of the others: wait_turn, start products, pass_turn; each as often as the others.
 // Warpgroup 0 is first: the last one passes the turn once at the beginning.

@@ -1,6 +1,5 @@
 #include "ops/attention/attention_sm90.h"
 
-
 #include "base/integers.h"
 #include "ops/attention/attention_sm90_backward.h"
 #include "ops/attention/attention_sm90_forward.h"

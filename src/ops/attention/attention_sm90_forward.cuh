@@ -40,6 +40,7 @@ struct ForwardShape {
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kRegisters = kGroups == 3 ? 160 : 232,
                        kLoaderRegisters = kGroups == 3 ? 32 : 40;
+  static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
   static constexpr int kQBytes = kRows * kQk * 2, kKBytes = kKeys * kQk * 2,
                        kVBytes = kKeys * kV * 2;
   static constexpr int kStages = (kQk == 64 ? (kV == 64 ? 5 : 4) : 2);
@@ -213,6 +214,7 @@ struct ForwardConsumer {
       wait<1>();
       pin(s);
       soften(tile);
+      made(softmax.sum[0] + softmax.sum[1]);
       wait<0>();
       pin(o), pin(weights);
       release(barriers.v_free[behind.stage]);

@@ -35,10 +35,11 @@ template <int kQk, int kV>
 struct KeyGradientShape {
   static constexpr bool kSmall = kQk == 64 && kV == 64;
   static constexpr int kGroups = 2, kThreads = 128 * (kGroups + 1);
-  static constexpr int kRegisters = kQk == 64 ? 224 : 240, kLoaderRegisters = kQk == 64 ? 64 : 24;
+  static constexpr int kRegisters = kQk == 64 ? 224 : 240, kLoaderRegisters = kQk == 64 ? 56 : 24;
+  static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
   static constexpr int kKBytes = kKeyTile * kQk * 2, kVBytes = kKeyTile * kV * 2;
   static constexpr int kQBytes = kQueryTile * kQk * 2, kDoutBytes = kQueryTile * kV * 2;
-  static constexpr int kTiles = kSmall ? 1 : 2, kStages = kSmall ? 6 : kQk == 64 ? 4 : 3;
+  static constexpr int kTiles = 2, kStages = kSmall ? 6 : kQk == 64 ? 4 : 3;
   static constexpr int kBytes =
       1024 + kTiles * (kKBytes + kVBytes) + kStages * (kQBytes + kDoutBytes);
 };
@@ -66,7 +67,7 @@ struct KeyWork {
 template <int kTiles, int kStages>
 struct KeyGradientBarriers {
   std::uint64_t kv_full[kTiles], kv_free[kTiles], full[kStages], free[kStages];
-  KeyWork work[2];  // in turns: it is read until its sums are stored
+  KeyWork work[kTiles];
   QueryTile tile[kStages];
   alignas(16) float lse[kStages][kQueryTile];
   alignas(16) float mean[kStages][kQueryTile];
@@ -80,7 +81,6 @@ struct KeyGradientLoader {
   KeyGradientBarriers<Shape::kTiles, Shape::kStages>& barriers;
   Address k, v, q, dout;
   int lane;
-  int turn = 0;
   Ring<Shape::kTiles> keys;
   Ring<Shape::kStages> ring;
 
@@ -111,7 +111,7 @@ struct KeyGradientLoader {
     const std::int32_t block = side.compact ? side.summary->summary_width.quotient(side.begin) : 0;
     const std::int32_t column =
         side.begin - block * width + (side.compact ? side.summary->summary_first : 0);
-    barriers.work[turn] = work;
+    barriers.work[keys.stage] = work;
     arrive_expecting(full, keys_in_box(width, kKeyTile) * kRowBytes * (kQk / 64 + kV / 64));
     for (int c = 0; c < kQk / 64; ++c)
       load_box(k + keys.stage * Shape::kKBytes + c * kKeyTile * kRowBytes, p.k[shape], full, 64 * c,
@@ -165,13 +165,12 @@ struct KeyGradientLoader {
       work.any = left;
       wait_for(address_of(&barriers.kv_free[keys.stage]), keys.parity ^ 1);
       if (lane == 0) load_keys(work);
-      turn ^= 1;
       keys.advance();
       work.side.each_part([&](const DevicePart& part) { load_queries(work, part, left); });
     }
     wait_for(address_of(&barriers.kv_free[keys.stage]), keys.parity ^ 1);
     if (lane == 0) {
-      barriers.work[turn].head = -1;
+      barriers.work[keys.stage].head = -1;
       arrive(address_of(&barriers.kv_full[keys.stage]));
     }
   }
@@ -217,12 +216,11 @@ struct KeyGradient {
   int group;
   float s[kQueryTile / 2], dp[kQueryTile / 2], dk[kQk / 2], dv[kV / 2];
   std::uint32_t weights[kQueryTile / 4], ds[kQueryTile / 4];
-  std::uint32_t k_rows[Shape::kSmall ? kQk / 4 : 1], v_rows[Shape::kSmall ? kV / 4 : 1];
   std::uint64_t k_tile, v_tile;
   QuerySight sight;
   std::int32_t row;      // the first of this thread's two
-  int turn = 0;          // where the work is told
   bool pending = false;  // dv and dk of the tile at `behind` are under way
+  Ring<Shape::kTiles> keys;
   Stage ring, behind;
 
   __device__ void finish_pending() {
@@ -237,19 +235,13 @@ struct KeyGradient {
 #pragma unroll
     for (int step = 0; step < kQk / 16; ++step) {
       const std::uint64_t b = step_along(q_tile, step, kQueryTile);
-      if constexpr (Shape::kSmall)
-        product<A, false>(s, k_rows + 4 * step, b, step > 0);
-      else
-        product<A, false>(s, step_along(k_tile, step, kKeyTile), b, step > 0);
+      product<A, false>(s, step_along(k_tile, step, kKeyTile), b, step > 0);
     }
     commit();
 #pragma unroll
     for (int step = 0; step < kV / 16; ++step) {
       const std::uint64_t b = step_along(dout_tile, step, kQueryTile);
-      if constexpr (Shape::kSmall)
-        product<A, false>(dp, v_rows + 4 * step, b, step > 0);
-      else
-        product<A, false>(dp, step_along(v_tile, step, kKeyTile), b, step > 0);
+      product<A, false>(dp, step_along(v_tile, step, kKeyTile), b, step > 0);
     }
     commit();
   }
@@ -264,7 +256,7 @@ struct KeyGradient {
     wait<1>();
     pin(s), pin(weights);
     if (pending) release(barriers.free[behind.stage]);
-    if (!tile.all_seen(group)) sight.mask(s, tile, barriers.work[turn].side, row, u);
+    if (!tile.all_seen(group)) sight.mask(s, tile, barriers.work[keys.stage].side, row, u);
 #pragma unroll
     for (int j = 0; j < kQueryTile / 8; ++j) {
       const float2 l = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * u);
@@ -301,23 +293,10 @@ struct KeyGradient {
     behind = ring;
     pending = true;
   }
-  __device__ void begin(int slot) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const Address k_at = k + slot * Shape::kKBytes, v_at = v + slot * Shape::kVBytes;
-    if constexpr (Shape::kSmall) {
-      const int row = 64 * group + thread % 128 / 32 * 16;
-#pragma unroll
-      for (int step = 0; step < kQk / 16; ++step)
-        load_a(k_rows + 4 * step, k_at, row, step, kKeyTile, thread % 32);
-#pragma unroll
-      for (int step = 0; step < kV / 16; ++step)
-        load_a(v_rows + 4 * step, v_at, row, step, kKeyTile, thread % 32);
-      __syncwarp();
-      release(barriers.kv_free[slot]);
-    } else {
-      k_tile = tile_at(k_at + 64 * group * kRowBytes, kKeyTile * kRowBytes);
-      v_tile = tile_at(v_at + 64 * group * kRowBytes, kKeyTile * kRowBytes);
-    }
+  __device__ void begin() {
+    const int from = 64 * group * kRowBytes;
+    k_tile = tile_at(k + keys.stage * Shape::kKBytes + from, kKeyTile * kRowBytes);
+    v_tile = tile_at(v + keys.stage * Shape::kVBytes + from, kKeyTile * kRowBytes);
 #pragma unroll
     for (int j = 0; j < kQk / 2; ++j) dk[j] = 0;
 #pragma unroll
@@ -325,7 +304,7 @@ struct KeyGradient {
   }
   __device__ void store() {
     const int u = static_cast<int>(threadIdx.x) % 4;
-    const KeyWork& work = barriers.work[turn];
+    const KeyWork& work = barriers.work[keys.stage];
     const KeySide& side = work.side;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -341,12 +320,12 @@ struct KeyGradient {
   }
   __device__ void run() {
     const int thread = static_cast<int>(threadIdx.x);
-    for (Ring<Shape::kTiles> keys;; keys.advance(), turn ^= 1) {
+    for (;; keys.advance()) {
       wait_for(address_of(&barriers.kv_full[keys.stage]), keys.parity);
-      const KeyWork& work = barriers.work[turn];
+      const KeyWork& work = barriers.work[keys.stage];
       if (work.head < 0) return;
       row = work.side.begin + 64 * group + thread % 128 / 32 * 16 + thread % 32 / 4;
-      begin(keys.stage);
+      begin();
       sight.part = nullptr;
       for (bool last = work.any == 0; !last; ring.advance()) {
         wait_for(address_of(&barriers.full[ring.stage]), ring.parity);
@@ -360,8 +339,8 @@ struct KeyGradient {
         }
       }
       finish_pending();
-      if constexpr (!Shape::kSmall) release(barriers.kv_free[keys.stage]);
       store();
+      release(barriers.kv_free[keys.stage]);
     }
   }
 };

@@ -34,6 +34,8 @@ template <int kQk, int kV>
 struct QueryGradientShape {
   static constexpr bool kSmall = kQk == 64 && kV == 64;
   static constexpr int kGroups = 2, kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1);
+  static constexpr int kRegisters = 232, kLoaderRegisters = 40;
+  static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
   static constexpr int kKeys = kSmall ? 128 : 64;  // of a tile
   static constexpr int kQBytes = kRows * kQk * 2, kDoutBytes = kRows * kV * 2;
   static constexpr int kKBytes = kKeys * kQk * 2, kVBytes = kKeys * kV * 2;
@@ -103,6 +105,7 @@ struct QueryGradient {
       sight.mask(s, tile, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
 #pragma unroll
     for (int j = 0; j < kKeys / 2; ++j) s[j] = exp2_of(fmaf(s[j], scale_log2, -lse[j / 2 % 2]));
+    made(s[kKeys / 2 - 1] + s[kKeys / 2 - 2]);
     wait<0>();
     pin(dp), pin(ds), pin(dq);
     release(barriers.v_free[ring.stage]);
@@ -215,7 +218,7 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
   __syncthreads();
   const int group = warpgroup();
   if (group == Shape::kGroups) {
-    give_registers<40>();
+    give_registers<Shape::kLoaderRegisters>();
     if (threadIdx.x % 128 >= 32) return;
     KeyLoader<Shape::kKeys, Shape::kGroups, kQk, kV, Shape::kStages> loader{
         p.keys, barriers, k, v, static_cast<int>(threadIdx.x) % 32};
@@ -230,7 +233,7 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
                                    p.dout, full, 64 * c, work.first, 0, work.head, work.batch);
                            });
   } else {
-    take_registers<232>();
+    take_registers<Shape::kRegisters>();
     QueryGradient<A, kQk, kV> consumer{p, works, barriers, q, dout, k, v, group};
     consumer.run();
   }

@@ -20,6 +20,13 @@ struct KeyShape {
 constexpr std::int32_t keys_in_box(std::int32_t width, std::int32_t tile) {
   return width >= tile ? tile : tile / width * width;
 }
+// Whether `groups` warpgroups of multiplying threads and one of loading threads get along with the
+// registers that a block has from its launch: more are waited for for ever.
+constexpr bool registers_fit(int groups, int multiplying, int loading) {
+  const int at_launch = 65536 / (128 * (groups + 1)) / 8 * 8;
+  return groups * multiplying + loading <= (groups + 1) * at_launch;
+}
+
 // Whether boxes of a tile never cross the end of a summary that they are a piece of.
 constexpr bool boxes_fit(std::int32_t width, std::int32_t tile) {
   return width <= tile || width % tile == 0;
