@@ -4,20 +4,20 @@
 // conversion at a time bf16 was bound by them. Bytes an element: 2 sizeof(A)
 // forward, 4 sizeof(A) backward with y (0.13 and 0.27 ms for 49152 x 2048 in bf16 at 3 TB/s).
 // Bound: memory; each thread has kDepth loads of 16 bytes (twice as many backward) under way.
-#include <bit>
 #include <cstdint>
 #include <utility>
 
 #include "base/integers.h"
 #include "device/number.cuh"
 #include "ops/activation/activation_cuda.h"
+#include "ops/packs.cuh"
 #include "ops/shape.h"
 
 namespace longstride::ops::cuda {
 
 namespace {
 
-using device::from_float, device::load, device::Pack, device::store, device::to_float;
+using device::load, device::Pack, device::store;
 
 constexpr int kThreads = 256, kDepth = 4;
 
@@ -28,40 +28,6 @@ __device__ float logistic(float x) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(kExponent * x));
   return __fdividef(1, 1 + power);
-}
-
-// The values of a pack; those of two bytes a word at a time.
-template <class A, int N>
-__device__ void unpack(const Pack<A, N>& pack, float (&x)[N]) {
-  if constexpr (std::is_same_v<A, bf16> && N % 2 == 0) {
-    const auto words = std::bit_cast<Pack<unsigned, N / 2>>(pack);
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-      x[2 * i] = __uint_as_float(words.at[i] << 16);
-      x[2 * i + 1] = __uint_as_float(words.at[i] & 0xffff0000u);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = to_float(pack.at[i]);
-  }
-}
-
-template <class A, int N>
-__device__ Pack<A, N> packed(const float (&x)[N]) {
-  Pack<A, N> pack;
-  if constexpr (std::is_same_v<A, bf16> && N % 2 == 0) {
-    Pack<unsigned, N / 2> words;
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
-      words.at[i] = *reinterpret_cast<const unsigned*>(&pair);
-    }
-    pack = std::bit_cast<Pack<A, N>>(words);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) pack.at[i] = from_float<A>(x[i]);
-  }
-  return pack;
 }
 
 template <class A>

@@ -142,19 +142,22 @@ __global__ void __launch_bounds__(kThreads)
   const int column = (static_cast<int>(blockIdx.y) * 32 + lane) * N;
   std::int64_t begin, end;
   lists.range(list, begin, end);
-  if (column < cols)
-    sums[warp][lane] = sum_of<N>(
-        0, (end - begin - warp + kWarps - 1) / kWarps,
-        [&](std::int64_t j) { return partial + (begin + warp + j * kWarps) * cols + column; });
-  __syncthreads();
-  if (warp > 0 || column >= cols || begin == end) return;
+  if (begin == end) return;
   float* const to =
       (list == kLists - 1 && target.last != nullptr ? target.last
                                                     : target.data + list * target.stride) +
       column;
+  Pack<float, N> into = {};
+  if (column < cols) {
+    if (warp == 0) into = load<N>(to);
+    sums[warp][lane] = sum_of<N>(
+        0, (end - begin - warp + kWarps - 1) / kWarps,
+        [&](std::int64_t j) { return partial + (begin + warp + j * kWarps) * cols + column; });
+  }
+  __syncthreads();
+  if (warp > 0 || column >= cols) return;
   Pack<float, N> sum = sums[0][lane];
   for (int w = 1; w < kWarps; ++w) add(sum, sums[w][lane]);
-  Pack<float, N> into = load<N>(to);
   add(into, sum);
   store(to, into);
 }

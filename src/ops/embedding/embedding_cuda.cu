@@ -5,6 +5,7 @@
 // written for 49152 x 512 at 3 TB/s).
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "base/integers.h"
 #include "device/number.cuh"
@@ -17,7 +18,7 @@ namespace {
 
 using device::load, device::Pack, device::store;
 
-constexpr int kThreads = 256, kPacks = 4, kMostAxes = 4;
+constexpr int kThreads = 256, kMostAxes = 4;
 
 struct Table {
   const float* data;
@@ -28,7 +29,7 @@ struct Table {
 struct Args {
   const std::uint8_t* tokens;
   std::uint32_t rows, batch, length;
-  int cols, lanes, axes;
+  int cols, lanes;
   Table bytes = {}, axis[kMostAxes] = {};
   const float* start;
   float* y;
@@ -41,56 +42,55 @@ __device__ void add(Pack<float, N>& sum, const Pack<float, N>& x) {
   for (int i = 0; i < N; ++i) sum.at[i] += x.at[i];
 }
 
-// What row r of y is the sum of: rows of the tables, or the start symbol.
-struct Place {
-  std::int64_t r;
-  bool start;
-  std::uint32_t byte, axis[kMostAxes];
-};
+constexpr int packs_under_way(std::size_t axes) { return axes <= 2 ? 4 : 2; }
 
-// `at` counts the rows position by position. The last axis is fastest.
-__device__ Place place_of(const Args& op, std::uint32_t at) {
-  const std::uint32_t position = at / op.batch;
-  Place place;
-  place.r = std::int64_t{at % op.batch} * op.length + position;
-  place.start = position == 0;
-  place.byte = place.start ? 0 : op.tokens[place.r - 1];
-  std::uint32_t rest = place.start ? 0 : position - 1;
-#pragma unroll
-  for (int a = kMostAxes - 1; a >= 0; --a) {
-    if (a >= op.axes) continue;
-    place.axis[a] = rest % op.axis[a].extent;
-    rest /= op.axis[a].extent;
-  }
-  return place;
-}
-
-template <int N>
-__device__ Pack<float, N> row_of(const Table& table, std::uint32_t row, int c) {
-  return load<N>(table.data + row * table.stride + c);
-}
-
-template <int N>
+// y[r] = start, or the sum of one row of each table. All loads of a thread come before its sums,
+// and none hangs on a condition: columns behind the last are read at the last.
+template <int N, int kAxes>
 __global__ void __launch_bounds__(kThreads) embedding_kernel(Args op) {
+  constexpr int kPacks = packs_under_way(kAxes);
   const std::uint32_t at = blockIdx.x * (kThreads / op.lanes) + threadIdx.x / op.lanes;
   if (at >= op.rows) return;
-  const Place place = place_of(op, at);
-  const int step = op.lanes * N;
-  for (int first = threadIdx.x % op.lanes * N; first < op.cols; first += kPacks * step) {
-    Pack<float, N> y[kPacks];
+  const std::uint32_t position = at / op.batch;
+  const std::int64_t r = std::int64_t{at % op.batch} * op.length + position;
+  float* const y = op.y + r * op.stride;
+  const int begin = threadIdx.x % op.lanes * N, step = op.lanes * N;
+  if (position == 0) {
+    for (int c = begin; c < op.cols; c += step) store(y + c, load<N>(op.start + c));
+    return;
+  }
+  const float* from[kAxes + 1];  // the last axis, which is the fastest, behind the bytes
+  from[0] = op.bytes.data + op.tokens[r - 1] * op.bytes.stride;
+  std::uint32_t rest = position - 1;
+#pragma unroll
+  for (int a = kAxes - 1; a >= 0; --a) {
+    from[kAxes - a] = op.axis[a].data + rest % op.axis[a].extent * op.axis[a].stride;
+    rest /= op.axis[a].extent;
+  }
+  for (int first = begin; first < op.cols; first += kPacks * step) {
+    Pack<float, N> x[kAxes + 1][kPacks];
+#pragma unroll
+    for (int t = 0; t <= kAxes; ++t)
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k)
+        x[t][k] = load<N>(from[t] + min(first + k * step, op.cols - N));
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      const int c = first + k * step;
-      if (c >= op.cols) continue;
-      y[k] = place.start ? load<N>(op.start + c) : row_of<N>(op.bytes, place.byte, c);
 #pragma unroll
-      for (int a = kMostAxes - 1; a >= 0; --a)  // the last axis first, as in embedding.h
-        if (a < op.axes && !place.start) add(y[k], row_of<N>(op.axis[a], place.axis[a], c));
+      for (int t = 1; t <= kAxes; ++t) add(x[0][k], x[t][k]);
+      if (first + k * step < op.cols) store(y + first + k * step, x[0][k]);
     }
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k)
-      if (first + k * step < op.cols) store(op.y + place.r * op.stride + first + k * step, y[k]);
   }
+}
+
+template <int N>
+void launch(device::Stream stream, const Args& args, std::size_t axes) {
+  constexpr void (*kKernels[])(Args) = {embedding_kernel<N, 0>, embedding_kernel<N, 1>,
+                                        embedding_kernel<N, 2>, embedding_kernel<N, 3>,
+                                        embedding_kernel<N, 4>};
+  static_assert(std::size(kKernels) == kMostAxes + 1);
+  const auto blocks = static_cast<unsigned>(ceil_div(args.rows, kThreads / args.lanes));
+  kKernels[axes]<<<blocks, kThreads, 0, stream>>>(args);
 }
 
 Table table(Matrix<const float> m) {
@@ -113,7 +113,6 @@ void embedding(device::Stream stream, const Embedding& op) {
             .length = static_cast<std::uint32_t>(op.length),
             .cols = static_cast<int>(d),
             .lanes = 32,
-            .axes = static_cast<int>(op.axes.size()),
             .bytes = table(op.bytes),
             .start = op.start.data,
             .y = op.y.data,
@@ -122,12 +121,12 @@ void embedding(device::Stream stream, const Embedding& op) {
   const bool packs =
       packs_of_four(op.y) && packs_of_four(op.bytes) && packs_of_four(op.start) &&
       std::all_of(op.axes.begin(), op.axes.end(), [](auto axis) { return packs_of_four(axis); });
-  while (args.lanes > 8 && args.lanes / 2 * kPacks * (packs ? 4 : 1) >= d) args.lanes /= 2;
-  const auto blocks = static_cast<unsigned>(ceil_div(rows, kThreads / args.lanes));
+  const int under_way = packs_under_way(op.axes.size());
+  while (args.lanes > 8 && args.lanes / 2 * under_way * (packs ? 4 : 1) >= d) args.lanes /= 2;
   if (packs)
-    embedding_kernel<4><<<blocks, kThreads, 0, stream>>>(args);
+    launch<4>(stream, args, op.axes.size());
   else
-    embedding_kernel<1><<<blocks, kThreads, 0, stream>>>(args);
+    launch<1>(stream, args, op.axes.size());
   device::launched(stream, kWho, " ", rows, "x", d);
 }
 

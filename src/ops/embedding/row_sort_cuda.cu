@@ -44,8 +44,9 @@ __global__ void __launch_bounds__(kThreads) count_kernel(Rows rows, int* counts)
 }
 
 // The sum of x over the threads before this one.
-__device__ int sum_before(int x, int* shared) {
-  int sum = x;
+__device__ std::int64_t sum_before(std::int64_t x) {
+  __shared__ std::int64_t shared[kScanThreads];
+  std::int64_t sum = x;
   for (int distance = 1; distance < kScanThreads; distance *= 2) {
     shared[threadIdx.x] = sum;
     __syncthreads();
@@ -58,7 +59,6 @@ __device__ int sum_before(int x, int* shared) {
 // counts[chunk][list] becomes the place of the chunk's first row of that list.
 __global__ void __launch_bounds__(kScanThreads)
     place_kernel(int* counts, int chunk_count, int* list_start, int* piece_start) {
-  __shared__ int shared[kScanThreads];
   const int list = static_cast<int>(threadIdx.x);
   int size = 0;
   if (list < kLists) {
@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kScanThreads)
     for (int chunk = 0; chunk < chunk_count; ++chunk) size += counts[chunk * kLists + list];
   }
   const int pieces = (size + static_cast<int>(kPiece) - 1) / static_cast<int>(kPiece);
-  const int start = sum_before(size, shared), piece = sum_before(pieces, shared);
+  const std::int64_t before = sum_before(std::int64_t{pieces} << 32 | size);  // both at once
+  const auto start = static_cast<int>(before & 0xffffffff), piece = static_cast<int>(before >> 32);
   if (list >= kLists) return;
   list_start[list] = start;
   piece_start[list] = piece;

@@ -1,15 +1,18 @@
-// The end of a residual branch and the norm behind it. A row lies in the registers of 8, 16, 32 or
-// 256 threads, four neighbours of a row a time: it is read once, its statistics are sums over what
-// is in registers (the mean first, then the squares of the distances from it).
+// The end of a residual branch and the norm behind it. A row lies in the registers of 8 to 256
+// threads, four neighbours of a row a time: it is read once, its statistics are sums over what is
+// in registers (the mean first, then the squares of the distances from it).
 //
 // Bytes an element: forward 8 + 2 sizeof(A), backward 8 + 3 sizeof(A) (0.10 and 0.12 ms for
 // 49152 x 512 in bf16 at 3 TB/s). Work: 15 instructions an element, and with dropout 10 more (a
 // draw of Philox, 40 instructions, serves four elements): a fifth of that time.
-// Bound: memory; a warp has a whole row under way.
+// Bound: memory. One pack a thread up to 1024 columns: few registers, so that a multiprocessor
+// holds all the threads it can and a draw of some hides behind loads of others; a warp a row with
+// four packs a thread was 6 % slower backward with dropout.
 #include <cstdint>
 
 #include "base/integers.h"
 #include "device/number.cuh"
+#include "ops/packs.cuh"
 #include "ops/residual/residual_ref.h"
 #include "ops/residual_norm/dropout.cuh"
 #include "ops/residual_norm/residual_norm_cuda.h"
@@ -19,7 +22,7 @@ namespace longstride::ops::cuda {
 
 namespace {
 
-using device::from_float, device::load, device::Pack, device::store, device::to_float;
+using device::load, device::Pack, device::store;
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kMostColumns = 4096;
@@ -61,13 +64,14 @@ __device__ float row_sum(float x) {
   for (int distance = (kLanes < 32 ? kLanes : 32) / 2; distance > 0; distance /= 2)
     x += __shfl_xor_sync(0xffffffffu, x, distance);
   if constexpr (kLanes > 32) {
-    __shared__ float sums[kLanes / 32];
+    __shared__ float sums[kThreads / 32];
     __syncthreads();  // the last sum was read
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
     __syncthreads();
     x = 0;
 #pragma unroll
-    for (int warp = 0; warp < kLanes / 32; ++warp) x += sums[warp];
+    for (int warp = 0; warp < kLanes / 32; ++warp)
+      x += sums[threadIdx.x / kLanes * (kLanes / 32) + warp];
   }
   return x;
 }
@@ -99,8 +103,7 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(Forward<A> op) 
     for (int k = 0; k < kItems; ++k) {
       if (at.column(k) >= cols) continue;
       float x[N];
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[i] = to_float(branch[k].at[i]);
+      unpack(branch[k], x);
       if (op.draws.threshold != 0)
         drop(op.draws, key, op.draws.first + at.row * op.cols + at.column(k), x);
 #pragma unroll
@@ -130,10 +133,10 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(Forward<A> op) 
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     if (at.column(k) >= cols) continue;
-    Pack<A, N> xhat;
+    float xhat[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) xhat.at[i] = from_float<A>(h[k].at[i] * rstd);
-    store(op.xhat.data + at.row * op.xhat.stride + at.column(k), xhat);
+    for (int i = 0; i < N; ++i) xhat[i] = h[k].at[i] * rstd;
+    store(op.xhat.data + at.row * op.xhat.stride + at.column(k), packed<A>(xhat));
   }
   if (op.rstd != nullptr && at.lane == 0 && at.row < op.rows) op.rstd[at.row] = rstd;
 }
@@ -154,35 +157,34 @@ __global__ void __launch_bounds__(kThreads) residual_norm_backward_kernel(Backwa
   const float rstd = at.row < op.rows ? op.rstd[at.row] : 0;
   float sum = 0, product = 0;
 #pragma unroll
-  for (int k = 0; k < kItems; ++k)
+  for (int k = 0; k < kItems; ++k) {
+    float d[N], x[N];
+    unpack(dxhat[k], d);
+    unpack(xhat[k], x);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float d = to_float(dxhat[k].at[i]);
-      sum += d;
-      product = fmaf(d, to_float(xhat[k].at[i]), product);
+      sum += d[i];
+      product = fmaf(d[i], x[i], product);
     }
+  }
   const float mean = row_sum<kLanes>(sum) / static_cast<float>(op.cols);
   const float along = row_sum<kLanes>(product) / static_cast<float>(op.cols);
   const DrawKey key(op.draws);
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     if (at.column(k) >= cols) continue;
+    float d[N], x[N];
+    unpack(dxhat[k], d);
+    unpack(xhat[k], x);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float d = to_float(dxhat[k].at[i]) - mean - to_float(xhat[k].at[i]) * along;
-      dh[k].at[i] = fmaf(rstd, d, dh[k].at[i]);
-    }
+    for (int i = 0; i < N; ++i) dh[k].at[i] = fmaf(rstd, d[i] - mean - x[i] * along, dh[k].at[i]);
     store(op.dh.data + at.row * op.dh.stride + at.column(k), dh[k]);
     if (op.dbranch.data == nullptr) continue;
-    float x[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = dh[k].at[i];
     if (op.draws.threshold != 0)
       drop(op.draws, key, op.draws.first + at.row * op.cols + at.column(k), x);
-    Pack<A, N> dbranch;
-#pragma unroll
-    for (int i = 0; i < N; ++i) dbranch.at[i] = from_float<A>(x[i]);
-    store(op.dbranch.data + at.row * op.dbranch.stride + at.column(k), dbranch);
+    store(op.dbranch.data + at.row * op.dbranch.stride + at.column(k), packed<A>(x));
   }
 }
 
@@ -193,9 +195,10 @@ void for_layout(bool packs, std::int64_t cols, const Run& run) {
   if (cols <= 32) return run.template operator()<4, 8, 1>();
   if (cols <= 64) return run.template operator()<4, 16, 1>();
   if (cols <= 128) return run.template operator()<4, 32, 1>();
-  if (cols <= 256) return run.template operator()<4, 32, 2>();
-  if (cols <= 512) return run.template operator()<4, 32, 4>();
+  if (cols <= 256) return run.template operator()<4, 64, 1>();
+  if (cols <= 512) return run.template operator()<4, 128, 1>();
   if (cols <= 1024) return run.template operator()<4, 256, 1>();
+  if (cols <= 2048) return run.template operator()<4, 256, 2>();
   run.template operator()<4, 256, 4>();
 }
 
