@@ -32,6 +32,12 @@ constexpr std::int64_t kSettled = 3;  // steps after which nothing more is alloc
 
 std::int64_t free_memory() { return device::devices().at(0).free; }
 
+template <class A>
+double peak_of_process() {
+  static const double peak = measure_device_peak<A>();
+  return peak;
+}
+
 // Waits for every kernel while it lives, so that a fault names its kernel.
 class Synchronous {
  public:
@@ -92,7 +98,7 @@ CudaEngine<A>::CudaEngine(const EngineParts& parts)
       layout_(parts.layout),
       state_(parts.state),
       batches_(config_, parts.data.data(), parts.data.split("train")),
-      peak_flops_(measure_device_peak<A>()),
+      peak_flops_(peak_of_process<A>()),
       free_before_(free_memory()),
       step_(config_, layout_, DevicePassPlan{parts.plan.segment}),
       nats_(micro_batch(config_.train) * config_.model.context) {
