@@ -124,6 +124,33 @@ struct Turns {
   }
 };
 
+// At which ends of a tile some pairs of a warpgroup are not kept.
+enum class Cut { none, end, begin, both };
+// Bit 0: nothing is cut off at the end, bit 1: nothing at the beginning.
+__device__ inline Cut cut_of(unsigned bits) { return static_cast<Cut>(3 - (bits & 3)); }
+
+// Thread u of four holds what belongs to row u & 1 of two: both, for all four.
+__device__ inline void share_rows(std::int32_t mine, std::int32_t (&rows)[2]) {
+  rows[0] = __shfl_sync(0xffffffffu, mine, 0, 4);
+  rows[1] = __shfl_sync(0xffffffffu, mine, 1, 4);
+}
+
+// -inf outside [from, to) of both rows; columns are counted from 2 u. Registers as of wgmma.
+template <int kCount>
+__device__ void cut_off(float (&s)[kCount], Cut cut, const std::int32_t (&from)[2],
+                        const std::int32_t (&to)[2]) {
+  if (cut != Cut::begin) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      if (8 * (j / 4) + j % 2 >= to[j / 2 % 2]) s[j] = -INFINITY;
+  }
+  if (cut != Cut::end) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      if (8 * (j / 4) + j % 2 < from[j / 2 % 2]) s[j] = -INFINITY;
+  }
+}
+
 // The row of h = 0 or 1 of 64 x kWidth sums, times `factor`, by its four threads u.
 template <class A, int kWidth>
 __device__ void store_row(A* to, int width, bool inside, int h, int u, float factor,

@@ -190,8 +190,9 @@ struct ForwardConsumer {
   }
   __device__ void soften(const TileInfo& tile) {
     release(barriers.k_free[ring.stage]);
-    if (!tile.all_seen(group))
-      sight.mask(s, tile, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
+    const Cut cut = tile.cut(group);
+    if (cut != Cut::none)
+      sight.mask(s, tile, cut, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
     softmax(s, p.scale * 1.4426950408889634f);
   }
   __device__ void take_weights() {

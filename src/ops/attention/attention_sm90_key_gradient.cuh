@@ -4,7 +4,8 @@
 //   P = exp(scale Q K^T - L),  dS = P (dO V^T - D)
 //
 // A thread block holds 128 keys and values of one head, each of two warpgroups 64 of them; tiles of
-// 64 queries (Q, dO, L, D) pass by, loaded kStages ahead by one thread. All is transposed, keys are
+// 64 queries (Q, dO, L, D) pass by, loaded kStages ahead by one warp; where registers allow, the
+// scores of the next tile are under way while P and dS of one are made. All is transposed, keys are
 // the rows: S^T = K Q^T, so that P^T and dS^T stay in registers as left factors of the products
 // that end in dV and dK. Where widths are at most 64, K and V stay in registers too.
 //
@@ -34,6 +35,7 @@ struct KeyGradientParams {
 template <int kQk, int kV>
 struct KeyGradientShape {
   static constexpr bool kSmall = kQk == 64 && kV == 64;
+  static constexpr bool kAhead = kSmall;  // registers for the scores of two tiles
   static constexpr int kGroups = 2, kThreads = 128 * (kGroups + 1);
   static constexpr int kRegisters = kQk == 64 ? 224 : 240, kLoaderRegisters = kQk == 64 ? 56 : 24;
   static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
@@ -46,15 +48,16 @@ struct KeyGradientShape {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// What the loading warp finds out about a tile of queries. Two bits for each warpgroup of 64 keys,
-// both set where it holds: some key is seen by a query; all keys are seen by all queries.
+// What the loading warp finds out about a tile of queries. Two bits for each warpgroup of 64 keys.
+// some: a key is seen by a query, where both are set. all: all keys are seen by the last queries,
+// all by the first.
 struct QueryTile {
   const DevicePart* part;
   std::int32_t begin;
   std::uint8_t last;  // of the work
   std::uint8_t some, all;
   __device__ bool seen(int group) const { return (some >> (2 * group) & 3) == 3; }
-  __device__ bool all_seen(int group) const { return (all >> (2 * group) & 3) == 3; }
+  __device__ Cut cut(int group) const { return cut_of(all >> (2 * group)); }
 };
 
 // A tile of keys of one head.
@@ -182,26 +185,24 @@ struct QuerySight {
   const DevicePart* part = nullptr;
   std::int32_t begin[2], end[2];
 
-  __device__ void mask(float (&s)[kQueryTile / 2], const QueryTile& tile, const KeySide& side,
-                       std::int32_t row, int u) {
-    const bool known = part == tile.part;
-    part = tile.part;
-    const KeyRange mine = known ? KeyRange{} : side.keys_in(*part);
+  __device__ void mask(float (&s)[kQueryTile / 2], const QueryTile& tile, Cut cut,
+                       const KeySide& side, std::int32_t row, int u) {
+    if (part != tile.part) {
+      part = tile.part;
+      const KeyRange has = side.keys_in(*part);
+      const std::int32_t t = row + 8 * (u & 1);
+      const bool inside = t >= has.begin && t < has.end;
+      const KeyRange mine = inside ? side.queries(*part, t) : KeyRange{};
+      share_rows(mine.begin, begin);
+      share_rows(mine.end, end);
+    }
+    std::int32_t from[2], to[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::int32_t t = row + 8 * h;
-      if (!known) {
-        const bool inside = t >= mine.begin && t < mine.end;
-        const KeyRange seen = inside ? side.queries(*part, t) : KeyRange{};
-        begin[h] = seen.begin, end[h] = seen.end;
-      }
-      const std::int32_t from = begin[h] - tile.begin - 2 * u, to = end[h] - tile.begin - 2 * u;
-#pragma unroll
-      for (int j = 0; j < kQueryTile / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (8 * j + e < from || 8 * j + e >= to) s[4 * j + 2 * h + e] = -INFINITY;
+      from[h] = begin[h] - tile.begin - 2 * u;
+      to[h] = end[h] - tile.begin - 2 * u;
     }
+    cut_off(s, cut, from, to);
   }
 };
 
@@ -210,16 +211,20 @@ template <class A, int kQk, int kV>
 struct KeyGradient {
   using Shape = KeyGradientShape<kQk, kV>;
   using Stage = Ring<Shape::kStages>;
+  using Scores = float[kQueryTile / 2];
   const KeyGradientParams<A>& p;
   KeyGradientBarriers<Shape::kTiles, Shape::kStages>& barriers;
   Address k, v, q, dout;
   int group;
-  float s[kQueryTile / 2], dp[kQueryTile / 2], dk[kQk / 2], dv[kV / 2];
+  Scores s, s_ahead, dp;
+  float dk[kQk / 2], dv[kV / 2];
   std::uint32_t weights[kQueryTile / 4], ds[kQueryTile / 4];
   std::uint64_t k_tile, v_tile;
   QuerySight sight;
   std::int32_t row;      // the first of this thread's two
   bool pending = false;  // dv and dk of the tile at `behind` are under way
+  bool behind_last;      // that tile is the last of the work
+  QueryTile tile;        // at `ring`
   Ring<Shape::kTiles> keys;
   Stage ring, behind;
 
@@ -229,40 +234,37 @@ struct KeyGradient {
     if (pending) release(barriers.free[behind.stage]);
     pending = false;
   }
-  __device__ void start_scores(std::uint64_t q_tile, std::uint64_t dout_tile) {
-    pin(s), pin(dp);
-    fence();
-#pragma unroll
-    for (int step = 0; step < kQk / 16; ++step) {
-      const std::uint64_t b = step_along(q_tile, step, kQueryTile);
-      product<A, false>(s, step_along(k_tile, step, kKeyTile), b, step > 0);
-    }
-    commit();
-#pragma unroll
-    for (int step = 0; step < kV / 16; ++step) {
-      const std::uint64_t b = step_along(dout_tile, step, kQueryTile);
-      product<A, false>(dp, step_along(v_tile, step, kKeyTile), b, step > 0);
-    }
-    commit();
+  __device__ std::uint64_t q_tile(int stage) const {
+    return tile_at(q + stage * Shape::kQBytes, kQueryTile * kRowBytes);
   }
-  __device__ void meet(const QueryTile& tile) {
+  __device__ std::uint64_t dout_tile(int stage) const {
+    return tile_at(dout + stage * Shape::kDoutBytes, kQueryTile * kRowBytes);
+  }
+  __device__ void start_scores(Scores& to, int stage) {
+#pragma unroll
+    for (int step = 0; step < kQk / 16; ++step)
+      product<A, false>(to, step_along(k_tile, step, kKeyTile),
+                        step_along(q_tile(stage), step, kQueryTile), step > 0);
+  }
+  __device__ void start_dp(int stage) {
+#pragma unroll
+    for (int step = 0; step < kV / 16; ++step)
+      product<A, false>(dp, step_along(v_tile, step, kKeyTile),
+                        step_along(dout_tile(stage), step, kQueryTile), step > 0);
+  }
+  // P of the tile at `at` from its scores, and dV under way.
+  __device__ void add_values(Scores& scores, const QueryTile& of, const Stage& at) {
     const float scale_log2 = p.scale * 1.4426950408889634f;
     const int u = static_cast<int>(threadIdx.x) % 4;
-    const std::uint64_t q_tile = tile_at(q + ring.stage * Shape::kQBytes, kQueryTile * kRowBytes);
-    const std::uint64_t dout_tile =
-        tile_at(dout + ring.stage * Shape::kDoutBytes, kQueryTile * kRowBytes);
-    const float *const lse = barriers.lse[ring.stage], *const mean = barriers.mean[ring.stage];
-    start_scores(q_tile, dout_tile);
-    wait<1>();
-    pin(s), pin(weights);
-    if (pending) release(barriers.free[behind.stage]);
-    if (!tile.all_seen(group)) sight.mask(s, tile, barriers.work[keys.stage].side, row, u);
+    const Cut cut = of.cut(group);
+    if (cut != Cut::none) sight.mask(scores, of, cut, barriers.work[keys.stage].side, row, u);
+    const float* const lse = barriers.lse[at.stage];
 #pragma unroll
     for (int j = 0; j < kQueryTile / 8; ++j) {
       const float2 l = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * u);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float &a = s[4 * j + 2 * h], &b = s[4 * j + 2 * h + 1];
+        float &a = scores[4 * j + 2 * h], &b = scores[4 * j + 2 * h + 1];
         a = exp2_of(fmaf(a, scale_log2, -l.x));
         b = exp2_of(fmaf(b, scale_log2, -l.y));
         weights[2 * j + h] = packed<A>(a, b);
@@ -272,26 +274,73 @@ struct KeyGradient {
     fence();
 #pragma unroll
     for (int step = 0; step < kQueryTile / 16; ++step)
-      product<A, true>(dv, weights + 4 * step, step_across(dout_tile, step), true);
+      product<A, true>(dv, weights + 4 * step, step_across(dout_tile(at.stage), step), true);
     commit();
-    wait<kQk == 128 ? 0 : 1>();  // wide sums leave no registers for both factors
-    pin(dp), pin(ds);
+  }
+  // dS from P, and dK under way.
+  __device__ void add_keys(const Scores& scores, const Stage& at) {
+    const int u = static_cast<int>(threadIdx.x) % 4;
+    const float* const mean = barriers.mean[at.stage];
 #pragma unroll
     for (int j = 0; j < kQueryTile / 8; ++j) {
       const float2 m = *reinterpret_cast<const float2*>(mean + 8 * j + 2 * u);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        ds[2 * j + h] = packed<A>(s[4 * j + 2 * h] * (dp[4 * j + 2 * h] - m.x),
-                                  s[4 * j + 2 * h + 1] * (dp[4 * j + 2 * h + 1] - m.y));
+        ds[2 * j + h] = packed<A>(scores[4 * j + 2 * h] * (dp[4 * j + 2 * h] - m.x),
+                                  scores[4 * j + 2 * h + 1] * (dp[4 * j + 2 * h + 1] - m.y));
     }
     pin(ds);
     fence();
 #pragma unroll
     for (int step = 0; step < kQueryTile / 16; ++step)
-      product<A, true>(dk, ds + 4 * step, step_across(q_tile, step), true);
+      product<A, true>(dk, ds + 4 * step, step_across(q_tile(at.stage), step), true);
     commit();
-    behind = ring;
+    behind = at;
     pending = true;
+  }
+  // One tile after the other.
+  __device__ void meet() {
+    pin(s), pin(dp);
+    fence();
+    start_scores(s, ring.stage);
+    commit();
+    start_dp(ring.stage);
+    commit();
+    wait<1>();
+    pin(s), pin(weights);
+    if (pending) release(barriers.free[behind.stage]);
+    add_values(s, tile, ring);
+    wait<kQk == 128 ? 0 : 1>();  // wide sums leave no registers for both factors
+    pin(dp), pin(ds);
+    add_keys(s, ring);
+  }
+  // The tile at `ring`, of which `now` is under way, while that of the next, if it is seen, begins;
+  // then that is the tile at `ring`.
+  __device__ __forceinline__ bool meet_ahead(Scores& now, Scores& next) {
+    const Stage at = ring;
+    const QueryTile of = tile;
+    bool more = false;
+    ring.advance();
+    behind_last = of.last != 0;
+    if (of.last == 0) {
+      wait_for(address_of(&barriers.full[ring.stage]), ring.parity);
+      tile = barriers.tile[ring.stage];
+      more = tile.seen(group);
+    }
+    pin(dp), pin(next);
+    fence();
+    start_dp(at.stage);
+    commit();
+    start_scores(next, more ? ring.stage : at.stage);  // for nothing at the end of a run
+    commit();
+    wait<3>();  // left: dK of the tile before, dP, the next scores
+    pin(weights);
+    add_values(now, of, at);
+    wait<1>();  // left: dV
+    pin(dp), pin(ds), pin(next);
+    if (pending) release(barriers.free[behind.stage]);
+    add_keys(now, at);
+    return more;
   }
   __device__ void begin() {
     const int from = 64 * group * kRowBytes;
@@ -327,15 +376,32 @@ struct KeyGradient {
       row = work.side.begin + 64 * group + thread % 128 / 32 * 16 + thread % 32 / 4;
       begin();
       sight.part = nullptr;
-      for (bool last = work.any == 0; !last; ring.advance()) {
+      for (bool last = work.any == 0; !last;) {
         wait_for(address_of(&barriers.full[ring.stage]), ring.parity);
-        const QueryTile tile = barriers.tile[ring.stage];
-        last = tile.last != 0;
-        if (tile.seen(group)) {
-          meet(tile);
-        } else {
+        tile = barriers.tile[ring.stage];
+        if (!tile.seen(group)) {
           finish_pending();
           release(barriers.free[ring.stage]);
+          last = tile.last != 0;
+          ring.advance();
+        } else if constexpr (Shape::kAhead) {
+          pin(s);
+          fence();
+          start_scores(s, ring.stage);
+          commit();
+          wait<0>();
+          pin(s), pin(dk), pin(dv);
+          if (pending) release(barriers.free[behind.stage]);
+          pending = false;
+          while (meet_ahead(s, s_ahead) && meet_ahead(s_ahead, s)) {
+          }
+          finish_pending();
+          pin(s), pin(s_ahead);
+          last = behind_last;
+        } else {
+          meet();
+          last = tile.last != 0;
+          ring.advance();
         }
       }
       finish_pending();

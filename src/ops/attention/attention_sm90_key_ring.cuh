@@ -24,15 +24,16 @@ struct Work {
   std::int32_t merges;
 };
 
-// What the loading warp finds out about a tile. Two bits for each warpgroup of 64 queries, both set
-// where it holds: some query sees a key; all queries see all keys of a full tile.
+// What the loading warp finds out about a tile. Two bits for each warpgroup of 64 queries. some: a
+// query sees a key, where both are set. all: all queries see the last keys of a full tile, all see
+// the first keys.
 struct TileInfo {
   const DevicePart* part;   // null: the queries see no key at all
   std::int32_t begin;       // key index of the first key
   std::uint8_t keys, last;  // keys in the tile; whether it is the last of the work
   std::uint8_t some, all;
   __device__ bool seen(int group) const { return (some >> (2 * group) & 3) == 3; }
-  __device__ bool all_seen(int group) const { return (all >> (2 * group) & 3) == 3; }
+  __device__ Cut cut(int group) const { return cut_of(all >> (2 * group)); }
 };
 
 template <int kQueries>
@@ -102,8 +103,9 @@ struct KeyLoader {
       }
       const std::int32_t first = tiles.begin, behind = first + tiles.keys;
       const bool some = inside && (from_first ? behind > mine.begin : first < mine.end);
+      // The first query's keys end first, the last one's begin last.
       const bool all =
-          inside && tiles.keys == kKeys && (from_first ? behind <= mine.end : first >= mine.begin);
+          inside && (from_first ? tiles.keys == kKeys && behind <= mine.end : first >= mine.begin);
       tile.info.some = static_cast<std::uint8_t>(__ballot_sync(0xffffffffu, some));
       tile.info.all = static_cast<std::uint8_t>(__ballot_sync(0xffffffffu, all));
       tile.info.begin = first;
@@ -173,26 +175,21 @@ struct Sight {
   const DevicePart* part = nullptr;
   std::int32_t begin[2], end[2];
 
-  // -inf for what a row does not see. Thread registers as of wgmma: u = thread % 4.
-  __device__ void mask(float (&s)[kKeys / 2], const TileInfo& tile, std::int32_t row,
+  __device__ void mask(float (&s)[kKeys / 2], const TileInfo& tile, Cut cut, std::int32_t row,
                        std::int32_t length, int u) {
-    const bool known = part == tile.part;
-    part = tile.part;
+    if (part != tile.part) {
+      part = tile.part;
+      const KeyRange mine = reach(*part, 0, smaller(row + 8 * (u & 1), length - 1));
+      share_rows(mine.begin, begin);
+      share_rows(mine.end, end);
+    }
+    std::int32_t from[2], to[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (!known) {
-        const KeyRange mine = reach(*part, 0, smaller(row + 8 * h, length - 1));
-        begin[h] = mine.begin, end[h] = mine.end;
-      }
-      const std::int32_t from = begin[h] - tile.begin - 2 * u;
-      const std::int32_t to =
-          smaller(end[h] - tile.begin, static_cast<std::int32_t>(tile.keys)) - 2 * u;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (8 * j + e < from || 8 * j + e >= to) s[4 * j + 2 * h + e] = -INFINITY;
+      from[h] = begin[h] - tile.begin - 2 * u;
+      to[h] = smaller(end[h] - tile.begin, static_cast<std::int32_t>(tile.keys)) - 2 * u;
     }
+    cut_off(s, cut, from, to);
   }
 };
 

@@ -101,8 +101,9 @@ struct QueryGradient {
     wait<1>();
     pin(s);
     if (pending) release(barriers.k_free[behind.stage]);
-    if (!tile.all_seen(group))
-      sight.mask(s, tile, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
+    const Cut cut = tile.cut(group);
+    if (cut != Cut::none)
+      sight.mask(s, tile, cut, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
 #pragma unroll
     for (int j = 0; j < kKeys / 2; ++j) s[j] = exp2_of(fmaf(s[j], scale_log2, -lse[j / 2 % 2]));
     made(s[kKeys / 2 - 1] + s[kKeys / 2 - 2]);
