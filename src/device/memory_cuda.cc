@@ -31,6 +31,7 @@ void* allocate(std::int64_t bytes) {
   check(cudaMalloc(&block, static_cast<std::size_t>(bytes)),
         text(bytes, " bytes of device memory"));
   check(cudaMemset(block, 0, static_cast<std::size_t>(bytes)), "memset");
+  check(cudaStreamSynchronize(nullptr), "memset");  // streams of ours are not ordered behind it
   return block;
 }
 
