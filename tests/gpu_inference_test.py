@@ -65,7 +65,10 @@ class GpuInferenceTest(unittest.TestCase):
                     got, of_gpu = self.evaluate(model, "cuda", *arguments)
                     self.assertEqual(len(of_gpu), len(of_cpu))
                     self.assertEqual(got["windows"], want["windows"])
-                    self.assertEqual(got["bits_per_symbol"], sum(of_gpu) / len(of_gpu))
+                    total = 0.0  # not sum(), which newer Pythons compensate
+                    for bits in of_gpu:
+                        total += bits
+                    self.assertEqual(got["bits_per_symbol"], total / len(of_gpu))
                     self.assertAlmostEqual(got["bits_per_symbol"] / want["bits_per_symbol"], 1,
                                            delta=1e-5)
                     worst = max(abs(a - b) for a, b in zip(of_cpu, of_gpu))
@@ -81,30 +84,28 @@ class GpuInferenceTest(unittest.TestCase):
         self.assertAlmostEqual(got["bits_per_symbol"], want["bits_per_symbol"], delta=0.02)
 
     def test_same_bytes_for_any_count_and_every_time(self):
-        for model, pattern in zip(self.models, PATTERNS):
-            for precision in ("f32", "bf16"):
-                with self.subTest(pattern=pattern, precision=precision):
-                    arguments = ["--length", CONTEXT + 70, "--prompt", "abc", "--seed", 3,
-                                 "--precision", precision]
-                    many = self.samples(model, "cuda", *arguments, "--count", 19)
-                    self.assertEqual(len(set(many)), 19)
-                    for count in (1, 5, 17):
-                        self.assertEqual(
-                            self.samples(model, "cuda", *arguments, "--count", count),
-                            many[:count])
+        for number, pattern in enumerate(PATTERNS):
+            precision = ("f32", "bf16")[number % 2]
+            with self.subTest(pattern=pattern, precision=precision):
+                arguments = [self.models[number], "cuda", "--length", CONTEXT + 70, "--prompt",
+                             "abc", "--seed", 3, "--precision", precision]
+                many = self.samples(*arguments, "--count", 19)
+                self.assertEqual(len(set(many)), 19)
+                for count in (1, 5, 17):
+                    self.assertEqual(self.samples(*arguments, "--count", count), many[:count])
 
     def test_bytes_are_those_of_the_cpu_and_of_the_full_pass(self):
         """But for draws that rounding decides: one in some 100,000."""
         same = 0
         for model, pattern in zip(self.models, PATTERNS):
-            for number, length in enumerate((0, 20, 3 * CONTEXT + 5)):
+            for number, length in enumerate((20, 3 * CONTEXT + 5)):
                 prompt = self.folder / "prompt"
                 prompt.write_bytes(self.data.read_bytes()[:length])
                 arguments = ["--prompt-file", prompt, "--length", CONTEXT + 40, "--seed", number]
                 got = self.samples(model, "cuda", *arguments)
                 same += got == self.samples(model, "cpu", *arguments)
                 same += got == self.samples(model, "cuda", *arguments, "--no-cache")
-        self.assertGreaterEqual(same, 6 * len(PATTERNS) - 1)
+        self.assertGreaterEqual(same, 4 * len(PATTERNS) - 1)
 
     def test_auto_takes_the_card(self):
         done = runs.call(runs.command("--json", "sample", self.models[0], "--device", "auto",
