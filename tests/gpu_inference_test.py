@@ -58,7 +58,7 @@ class GpuInferenceTest(unittest.TestCase):
 
     def test_bits_are_those_of_the_cpu(self):
         for model, pattern in zip(self.models, PATTERNS):
-            for split, least in (("test", 0), ("test", 50), ("train", 17)):
+            for split, least in (("test", 0), ("train", 17)):
                 with self.subTest(pattern=pattern, split=split, least=least):
                     arguments = ["--split", split, "--min-context", least, "--max-symbols", 2111]
                     want, of_cpu = self.evaluate(model, "cpu", *arguments)
@@ -74,7 +74,10 @@ class GpuInferenceTest(unittest.TestCase):
                     worst = max(abs(a - b) for a, b in zip(of_cpu, of_gpu))
                     self.assertLess(worst, 1e-4)
                     self.assertGreater(worst, 0)  # it was not the CPU
-                    self.assertEqual(self.evaluate(model, "cuda", *arguments)[1], of_gpu)
+
+    def test_every_time_the_same_bits(self):
+        first = self.evaluate(self.models[1], "cuda")[1]
+        self.assertEqual(self.evaluate(self.models[1], "cuda")[1], first)
 
     def test_bf16_is_close(self):
         want, _ = self.evaluate(self.models[2], "cpu")
@@ -91,21 +94,20 @@ class GpuInferenceTest(unittest.TestCase):
                              "abc", "--seed", 3, "--precision", precision]
                 many = self.samples(*arguments, "--count", 19)
                 self.assertEqual(len(set(many)), 19)
-                for count in (1, 5, 17):
+                for count in (1, 17):
                     self.assertEqual(self.samples(*arguments, "--count", count), many[:count])
 
     def test_bytes_are_those_of_the_cpu_and_of_the_full_pass(self):
         """But for draws that rounding decides: one in some 100,000."""
         same = 0
-        for model, pattern in zip(self.models, PATTERNS):
-            for number, length in enumerate((20, 3 * CONTEXT + 5)):
-                prompt = self.folder / "prompt"
-                prompt.write_bytes(self.data.read_bytes()[:length])
-                arguments = ["--prompt-file", prompt, "--length", CONTEXT + 40, "--seed", number]
-                got = self.samples(model, "cuda", *arguments)
-                same += got == self.samples(model, "cpu", *arguments)
-                same += got == self.samples(model, "cuda", *arguments, "--no-cache")
-        self.assertGreaterEqual(same, 4 * len(PATTERNS) - 1)
+        for number, model in enumerate(self.models):
+            prompt = self.folder / "prompt"
+            prompt.write_bytes(self.data.read_bytes()[:(20, 3 * CONTEXT + 5)[number % 2]])
+            arguments = ["--prompt-file", prompt, "--length", CONTEXT + 40, "--seed", number]
+            got = self.samples(model, "cuda", *arguments)
+            same += got == self.samples(model, "cpu", *arguments)
+            same += got == self.samples(model, "cuda", *arguments, "--no-cache")
+        self.assertGreaterEqual(same, 2 * len(PATTERNS) - 1)
 
     def test_auto_takes_the_card(self):
         done = runs.call(runs.command("--json", "sample", self.models[0], "--device", "auto",
