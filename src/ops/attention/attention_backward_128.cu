@@ -2,9 +2,9 @@
 
 namespace longstride::ops::cuda {
 
-template void launch_backward<bf16, Backward128>(device::Stream, const BackwardArguments<bf16>&,
-                                                 std::int64_t);
-template void launch_backward<fp16, Backward128>(device::Stream, const BackwardArguments<fp16>&,
-                                                 std::int64_t);
+template void launch_backward<bf16, 128, 128>(device::Stream, const BackwardArguments<bf16>&,
+                                              std::int64_t, bool);
+template void launch_backward<fp16, 128, 128>(device::Stream, const BackwardArguments<fp16>&,
+                                              std::int64_t, bool);
 
 }  // namespace longstride::ops::cuda

@@ -2,9 +2,9 @@
 
 namespace longstride::ops::cuda {
 
-template void launch_backward<bf16, Backward256>(device::Stream, const BackwardArguments<bf16>&,
-                                                 std::int64_t);
-template void launch_backward<fp16, Backward256>(device::Stream, const BackwardArguments<fp16>&,
-                                                 std::int64_t);
+template void launch_backward<bf16, 256, 256>(device::Stream, const BackwardArguments<bf16>&,
+                                              std::int64_t, bool);
+template void launch_backward<fp16, 256, 256>(device::Stream, const BackwardArguments<fp16>&,
+                                              std::int64_t, bool);
 
 }  // namespace longstride::ops::cuda

@@ -5,38 +5,49 @@
 #include "ops/attention/attention_backward_float.cuh"
 #include "ops/attention/attention_backward_rows.cuh"
 #include "ops/attention/attention_backward_shapes.cuh"
+#include "ops/attention/attention_sm90.h"
 #include "ops/attention/device_plan_cuda.h"
 
 namespace longstride::ops::cuda {
 
 namespace {
 
-// Tile and padded widths of the kernel that takes an operation's widths, and its launch.
+// Tiles and padded widths of the kernels that take an operation's widths, and their launch.
 template <class A>
 struct Kernel {
-  BackwardTile tile;
+  BackwardTiles tiles;
   int qk = 0, v = 0;
-  void (*launch)(device::Stream, const BackwardArguments<A>&, std::int64_t) = nullptr;
+  void (*launch)(device::Stream, const BackwardArguments<A>&, std::int64_t, bool) = nullptr;
 };
 
-template <class A, class Shape>
+template <class A, int kQk, int kV>
 Kernel<A> kernel_of() {
-  return {{Shape::kKeys, Shape::kQueries}, Shape::kQk, Shape::kV, launch_backward<A, Shape>};
+  using Kernels = BackwardKernels<kQk, kV>;
+  return {{{Kernels::Whole::kKeys, Kernels::Whole::kQueries},
+           {Kernels::Other::kKeys, Kernels::Other::kQueries}},
+          kQk,
+          kV,
+          launch_backward<A, kQk, kV>};
+}
+
+template <int kWidth, int kTile>
+Kernel<float> float_kernel() {
+  return {{{kTile, kTile}, {kTile, kTile}}, kWidth, kWidth, launch_backward_float<kWidth, kTile>};
 }
 
 template <class A>
 Kernel<A> kernel_for(std::int64_t qk, std::int64_t v) {
   if constexpr (std::is_same_v<A, float>) {
     const std::int64_t widest = std::max(qk, v);
-    if (widest <= 64) return {{32, 32}, 64, 64, launch_backward_float<64, 32>};
-    if (widest <= 128) return {{32, 32}, 128, 128, launch_backward_float<128, 32>};
-    return {{16, 16}, 256, 256, launch_backward_float<256, 16>};
+    if (widest <= 64) return float_kernel<64, 32>();
+    if (widest <= 128) return float_kernel<128, 32>();
+    return float_kernel<256, 16>();
   } else {
-    if (qk <= 32 && v <= 32) return kernel_of<A, Backward32>();
-    if (qk <= 64 && v <= 64) return kernel_of<A, Backward64>();
-    if (qk <= 64 && v <= 128) return kernel_of<A, Backward64x128>();
-    if (qk <= 128 && v <= 128) return kernel_of<A, Backward128>();
-    return kernel_of<A, Backward256>();
+    if (qk <= 32 && v <= 32) return kernel_of<A, 32, 32>();
+    if (qk <= 64 && v <= 64) return kernel_of<A, 64, 64>();
+    if (qk <= 64 && v <= 128) return kernel_of<A, 64, 128>();
+    if (qk <= 128 && v <= 128) return kernel_of<A, 128, 128>();
+    return kernel_of<A, 256, 256>();
   }
 }
 
@@ -71,39 +82,49 @@ bool pieces(const Heads<T>& x) {
          reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0;
 }
 
-template <class A>
-BackwardLaunches launches_of(const AttentionBackward<A>& op, const Kernel<A>& kernel) {
-  return backward_launches(op.plan->state().tables, op.q.batch, op.q.length, kernel.tile,
-                           kHeadsAtOnce);
+// Calls act(line) if there is one and the Hopper kernels take it, and returns whether.
+template <class A, class Act>
+bool with_hopper_line(const AttentionBackward<A>& op, const Act& act) {
+  if constexpr (!std::is_same_v<A, float>) {
+    const DevicePlan::State& state = op.plan->state();
+    for (std::size_t g = 0; g < state.tables.groups.size(); ++g) {
+      const PassGroup& group = state.tables.groups[g];
+      const sm90::Line line{&state.tables.parts, &group.heads, state.parts.data(),
+                            state.heads[g].data()};
+      if (group.stride != 0 || !sm90::takes(op, line)) continue;
+      act(line);
+      return true;
+    }
+  }
+  return false;
 }
 
+// What a call runs, from shapes alone.
 template <class A>
-BackwardScratch scratch_of(const AttentionBackward<A>& op, const Kernel<A>& kernel,
-                           const BackwardLaunches& launches) {
-  return backward_scratch(launches, op.q.batch, op.q.length, op.q.heads, kernel.tile, kernel.qk,
-                          kernel.v);
-}
+struct Backward {
+  explicit Backward(const AttentionBackward<A>& op)
+      : kernel(kernel_for<A>(op.q.width, op.v.width)) {
+    if constexpr (!std::is_same_v<A, float>)
+      hopper = with_hopper_line(
+          op, [&](const sm90::Line&) { hopper_size = sm90::backward_scratch(op); });
+    launches = backward_launches(op.plan->state().tables, op.q.batch, op.q.length, kernel.tiles,
+                                 kHeadsAtOnce, hopper);
+    scratch = backward_scratch(launches, op.q.batch, op.q.length, op.q.heads, kernel.tiles,
+                               kernel.qk, kernel.v);
+  }
+  // The Hopper kernels have come to their end when the others begin.
+  std::int64_t size() const { return std::max(scratch.size, hopper_size); }
 
-}  // namespace
+  Kernel<A> kernel;
+  bool hopper = false;
+  std::int64_t hopper_size = 0;
+  BackwardLaunches launches;
+  BackwardScratch scratch;
+};
 
 template <class A>
-std::int64_t attention_backward_scratch(const AttentionBackward<A>& op) {
-  check(op);
-  const Kernel<A> kernel = kernel_for<A>(op.q.width, op.v.width);
-  return scratch_of(op, kernel, launches_of(op, kernel)).size;
-}
-
-template <class A>
-void attention_backward(device::Stream stream, const AttentionBackward<A>& op) {
-  check(op);
-  if (op.q.batch * op.q.length * op.q.heads == 0) return;
-  const Kernel<A> kernel = kernel_for<A>(op.q.width, op.v.width);
-  const BackwardLaunches launches = launches_of(op, kernel);
-  const BackwardScratch scratch = scratch_of(op, kernel, launches);
-  if (op.scratch.size < scratch.size || reinterpret_cast<std::uintptr_t>(op.scratch.data) % 16 != 0)
-    throw invalid_argument("attention_backward: scratch of ", op.scratch.size, " floats, want ",
-                           scratch.size, " at a multiple of 16 bytes");
-
+void run(device::Stream stream, const AttentionBackward<A>& op, const Backward<A>& backward) {
+  const auto& [kernel, hopper, hopper_size, launches, scratch] = backward;
   BackwardArguments<A> arguments;
   arguments.q = op.q, arguments.k = op.k, arguments.v = op.v, arguments.dout = op.dout;
   arguments.dq = op.dq, arguments.dk = op.dk, arguments.dv = op.dv;
@@ -112,14 +133,14 @@ void attention_backward(device::Stream stream, const AttentionBackward<A>& op) {
   arguments.rows = rows;
   arguments.queries = op.scratch.data + scratch.queries;
   arguments.keys = op.scratch.data + scratch.keys;
-  arguments.walk.parts = op.plan->state().parts.data();
   arguments.scale = op.scale;
-  arguments.walk.length = static_cast<std::int32_t>(op.q.length);
   arguments.whole_pieces = pieces<A>(op.q) && pieces<A>(op.k) && pieces<A>(op.v) &&
                            pieces<A>(op.dout) && pieces<A>(op.dq) && pieces<A>(op.dk) &&
                            pieces<A>(op.dv);
-  arguments.walk.batch = static_cast<std::int32_t>(op.q.batch);
-  arguments.walk.tile = kernel.tile;
+  BackwardWalk& walk = arguments.walk;
+  walk.parts = op.plan->state().parts.data();
+  walk.length = static_cast<std::int32_t>(op.q.length);
+  walk.batch = static_cast<std::int32_t>(op.q.batch);
 
   constexpr float kLog2E = 1.4426950408889634f;
   describe_rows(stream, op, std::is_same_v<A, float> ? 1.0f : kLog2E,
@@ -127,16 +148,41 @@ void attention_backward(device::Stream stream, const AttentionBackward<A>& op) {
   clear_heads(stream, op, launches.cleared);
   std::int64_t counters = 0;
   for (const BackwardLaunch& launch : launches.list) {
-    arguments.walk.geometry = launch.geometry;
+    walk.geometry = launch.geometry;
+    walk.tile = launch.whole ? kernel.tiles.whole : kernel.tiles.other;
+    walk.heads = static_cast<std::int32_t>(launch.heads.size());
+    std::copy(launch.heads.begin(), launch.heads.end(), walk.head);
     arguments.stores = launch.stores;
     arguments.done = done + counters;
-    arguments.walk.heads = static_cast<std::int32_t>(launch.heads.size());
-    std::copy(launch.heads.begin(), launch.heads.end(), arguments.walk.head);
     const std::int64_t blocks = launch.blocks(op.q.batch);
-    kernel.launch(stream, arguments, blocks);
+    kernel.launch(stream, arguments, blocks, launch.whole);
     if (launch.geometry.splits > 1) add_splits(stream, arguments, blocks, kernel.qk, kernel.v);
     counters += launch.shared_tiles(op.q.batch);
   }
+}
+
+}  // namespace
+
+template <class A>
+std::int64_t attention_backward_scratch(const AttentionBackward<A>& op) {
+  check(op);
+  return Backward<A>(op).size();
+}
+
+template <class A>
+void attention_backward(device::Stream stream, const AttentionBackward<A>& op) {
+  check(op);
+  if (op.q.batch * op.q.length * op.q.heads == 0) return;
+  const Backward<A> backward(op);
+  if (op.scratch.size < backward.size() ||
+      reinterpret_cast<std::uintptr_t>(op.scratch.data) % 16 != 0)
+    throw invalid_argument("attention_backward: scratch of ", op.scratch.size, " floats, want ",
+                           backward.size(), " at a multiple of 16 bytes");
+  if constexpr (!std::is_same_v<A, float>)
+    with_hopper_line(op,
+                     [&](const sm90::Line& line) { sm90::attention_backward(stream, op, line); });
+  if (!backward.launches.cleared.empty() || !backward.launches.list.empty())
+    run(stream, op, backward);
 }
 
 template std::int64_t attention_backward_scratch(const AttentionBackward<float>&);

@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kWidth, int kTile>
 void launch_backward_float(device::Stream stream, const BackwardArguments<float>& arguments,
-                           std::int64_t blocks) {
+                           std::int64_t blocks, bool /*whole*/) {
   constexpr int kBytes = static_cast<int>(sizeof(typename FloatBackward<kWidth, kTile>::Memory));
   static_assert(kBytes <= 99 * 1024);
   const auto kernel = attention_backward_float<kWidth, kTile>;
@@ -259,10 +259,10 @@ void launch_backward_float(device::Stream stream, const BackwardArguments<float>
 }
 
 template void launch_backward_float<64, 32>(device::Stream, const BackwardArguments<float>&,
-                                            std::int64_t);
+                                            std::int64_t, bool);
 template void launch_backward_float<128, 32>(device::Stream, const BackwardArguments<float>&,
-                                             std::int64_t);
+                                             std::int64_t, bool);
 template void launch_backward_float<256, 16>(device::Stream, const BackwardArguments<float>&,
-                                             std::int64_t);
+                                             std::int64_t, bool);
 
 }  // namespace longstride::ops::cuda

@@ -13,6 +13,7 @@
 
 #include <type_traits>
 
+#include "ops/attention/attention_backward_fragments.cuh"
 #include "ops/attention/attention_backward_walk.cuh"
 #include "ops/attention/mma.cuh"
 
@@ -20,12 +21,14 @@ namespace longstride::ops::cuda {
 
 // kHalves: warps that own the same keys, each with that share of the columns of dK and dV.
 template <int kQkWidth, int kVWidth, int kSixteens, int kWarps_, int kQueries_, int kHalves_,
-          int kBlocks_, bool kHoldKeys_>
+          int kBlocks_, bool kHoldKeys_, int kStageCount_ = 2>
 struct BackwardShape {
   static constexpr int kQk = kQkWidth, kV = kVWidth, kWarps = kWarps_, kThreads = 32 * kWarps,
                        kQueries = kQueries_, kHalves = kHalves_, kBlocks = kBlocks_,
                        kMs = kSixteens, kWarpKeys = 16 * kMs, kKeys = kWarps / kHalves * kWarpKeys;
   static constexpr bool kHoldKeys = kHoldKeys_;
+  static constexpr int kRegisters = 65536 / (kThreads * kBlocks);  // of a thread, at most
+  static constexpr int kStageCount = kStageCount_;                 // of Q and dO
   // dQ: a warp has 16 kQueryMs queries and kDqColumns columns.
   static constexpr int kQueryMs = kQueries >= 32 ? 2 : 1, kQueryWarps = kQueries / (16 * kQueryMs),
                        kDqColumns = kQk / (kWarps / kQueryWarps);
@@ -37,182 +40,12 @@ struct BackwardShape {
                        kQBytes = kQueries * kQk * 2, kDoBytes = kQueries * kV * 2,
                        kDsBytes = kKeys * kQueries * 2, kMaskBytes = kKeys * kQueries / 8;
   static constexpr int kV0 = kKBytes, kStages = kV0 + kVBytes, kStageBytes = kQBytes + kDoBytes,
-                       kDs = kStages + 2 * kStageBytes, kMask = kDs + kDsBytes,
+                       kDs = kStages + kStageCount * kStageBytes, kMask = kDs + kDsBytes,
                        kRows = kMask + kMaskBytes,
                        kRowsBytes = (static_cast<int>(sizeof(QueryRows<kQueries>)) + 15) / 16 * 16,
-                       kPositions = kRows + 2 * kRowsBytes, kBytes = kPositions + 4 * kKeys;
+                       kPositions = kRows + kStageCount * kRowsBytes,
+                       kBytes = kPositions + 4 * kKeys;
 };
-
-// Rows of `width` values into shared memory, kWidth wide, zeros behind `width` and where there is
-// no row. offset(r): of row r from `from` in elements, or -1.
-template <int kWidth, int kThreads, class A, class Offset>
-__device__ __forceinline__ void load_rows(const A* from, std::int64_t width, bool whole_pieces,
-                                          int rows, std::uint32_t to, char* to_generic,
-                                          const Offset& offset) {
-  constexpr int kPieces = kWidth / 8;
-  for (int n = static_cast<int>(threadIdx.x); n < rows * kPieces; n += kThreads) {
-    const int r = n / kPieces, p = n % kPieces;
-    const std::int64_t at = offset(r);
-    const bool valid = at >= 0 && p * 8 < width;
-    if (whole_pieces) {
-      copy16(to + piece_at<kWidth>(r, p), valid ? from + at + p * 8 : from, valid);
-      continue;
-    }
-    device::Pack<A, 8> piece;
-#pragma unroll
-    for (int e = 0; e < 8; ++e)
-      piece.at[e] = valid && p * 8 + e < width ? from[at + p * 8 + e] : device::from_float<A>(0);
-    device::store(reinterpret_cast<A*>(to_generic + piece_at<kWidth>(r, p)), piece);
-  }
-}
-
-// w[n] of lane c becomes w[c] of lane n, in each four lanes.
-__device__ __forceinline__ void transpose_four(std::uint32_t (&w)[4]) {
-  const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
-  std::uint32_t x = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[1], 1),
-                y = __shfl_xor_sync(0xffffffffu, odd ? w[2] : w[3], 1);
-  const std::uint32_t a0 = odd ? x : w[0], a1 = odd ? w[1] : x, b0 = odd ? y : w[2],
-                      b1 = odd ? w[3] : y;
-  x = __shfl_xor_sync(0xffffffffu, high ? a0 : b0, 2);
-  y = __shfl_xor_sync(0xffffffffu, high ? a1 : b1, 2);
-  w[0] = high ? x : a0, w[1] = high ? y : a1, w[2] = high ? b0 : x, w[3] = high ? b1 : y;
-}
-
-// Four pieces of eight columns; lane c of four holds columns 2c and 2c + 1 of each and writes the
-// whole piece c: to `to` (or nowhere: nullptr), of which `columns` exist.
-template <class A>
-__device__ __forceinline__ void write_pieces(const float (&v)[4][2], A* to, int columns, bool add,
-                                             bool whole_pieces) {
-  std::uint32_t w[4] = {};
-  const bool any = to != nullptr && columns > 0;
-  device::Pack<A, 8> piece;
-  if (add) {
-    if (any && whole_pieces) {
-      const uint4 old = *reinterpret_cast<const uint4*>(to);
-      w[0] = old.x, w[1] = old.y, w[2] = old.z, w[3] = old.w;
-    } else if (any) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) piece.at[e] = e < columns ? to[e] : device::from_float<A>(0);
-      const auto& words = reinterpret_cast<const std::uint32_t(&)[4]>(piece);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) w[n] = words[n];
-    }
-    transpose_four(w);
-  }
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    const float2 old = add ? unpacked<A>(w[n]) : float2{0, 0};
-    w[n] = packed<A>(v[n][0] + old.x, v[n][1] + old.y);
-  }
-  transpose_four(w);
-  if (!any) return;
-  if (whole_pieces) {
-    *reinterpret_cast<uint4*>(to) = {w[0], w[1], w[2], w[3]};
-    return;
-  }
-#pragma unroll
-  for (int n = 0; n < 4; ++n) reinterpret_cast<std::uint32_t(&)[4]>(piece)[n] = w[n];
-#pragma unroll
-  for (int e = 0; e < 8; ++e)
-    if (e < columns) to[e] = piece.at[e];
-}
-
-// A fragment of 16 rows x 8 kNs columns, times scale; row(r): where row r in [0, 16) of the
-// fragment begins in memory, or nullptr; first: its first column, of `width`.
-template <int kNs, class A, class Row>
-__device__ __forceinline__ void write_fragment(const float (&c)[kNs][4], float scale, int first,
-                                               int width, bool add, bool whole_pieces,
-                                               const Row& row) {
-  const int lane = static_cast<int>(threadIdx.x & 31), g = lane / 4, mine = lane % 4;
-  static_assert(kNs % 2 == 0);
-  if constexpr (kNs % 4 == 0) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      A* const to = row(g + 8 * half);
-#pragma unroll
-      for (int n = 0; n < kNs; n += 4) {
-        float v[4][2];
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-          v[m][0] = c[n + m][2 * half] * scale, v[m][1] = c[n + m][2 * half + 1] * scale;
-        const int column = first + 8 * (n + mine);
-        write_pieces<A>(v, to == nullptr ? nullptr : to + column, width - column, add,
-                        whole_pieces);
-      }
-    }
-  } else {
-#pragma unroll
-    for (int n = 0; n < kNs; n += 2) {
-      float v[4][2];
-#pragma unroll
-      for (int m = 0; m < 4; ++m)
-        v[m][0] = c[n + m % 2][m / 2 * 2] * scale, v[m][1] = c[n + m % 2][m / 2 * 2 + 1] * scale;
-      A* const to = row(g + 8 * (mine / 2));
-      const int column = first + 8 * (n + mine % 2);
-      write_pieces<A>(v, to == nullptr ? nullptr : to + column, width - column, add, whole_pieces);
-    }
-  }
-}
-
-// Where lane l finds its row of four 8 x 8 matrices: A fragments lie rows first (or, transposed,
-// columns first), B fragments of 16 columns likewise.
-struct MatrixLane {
-  int row, piece;
-};
-__device__ __forceinline__ MatrixLane lane_of_a() {
-  const int l = static_cast<int>(threadIdx.x & 31);
-  return {(l / 8 % 2) * 8 + l % 8, l / 16};
-}
-__device__ __forceinline__ MatrixLane lane_of_b() {
-  const int l = static_cast<int>(threadIdx.x & 31);
-  return {l / 16 * 8 + l % 8, l / 8 % 2};
-}
-
-// s[m] += a[m] b^T over a depth of kDepth: a from `held` or from shared memory at a_at (rows of
-// a_width, the warp's first is row a_row), b from shared memory, 16 rows from b_row.
-template <class A, int kMs, int kDepth, bool kHeld>
-__device__ __forceinline__ void scores(float (&s)[kMs][2][4],
-                                       const std::uint32_t (*held)[kDepth / 16][4],
-                                       std::uint32_t a_at, int a_row, std::uint32_t b_at,
-                                       int b_row) {
-  const MatrixLane la = lane_of_a(), lb = lane_of_b();
-#pragma unroll
-  for (int d = 0; d < kDepth / 16; ++d) {
-    std::uint32_t b[4];
-    load_matrices(b, b_at + piece_at<kDepth>(b_row + lb.row, 2 * d + lb.piece));
-#pragma unroll
-    for (int m = 0; m < kMs; ++m) {
-      std::uint32_t a[4];
-      if constexpr (kHeld) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) a[e] = held[m][d][e];
-      } else {
-        load_matrices(a, a_at + piece_at<kDepth>(a_row + 16 * m + la.row, 2 * d + la.piece));
-      }
-      multiply_add<A>(s[m][0], a, b[0], b[1]);
-      multiply_add<A>(s[m][1], a, b[2], b[3]);
-    }
-  }
-}
-
-// sum[m] += a[m] b: a 16 x 16, b 16 rows from b_row of kWidth columns, of them 8 kNs from piece
-// `first`.
-template <class A, int kMs, int kNs, int kWidth>
-__device__ __forceinline__ void accumulate(float (&sum)[kMs][kNs][4],
-                                           const std::uint32_t (&a)[kMs][4], std::uint32_t b_at,
-                                           int b_row, int first) {
-  const MatrixLane lane = lane_of_a();  // transposed: the roles of row and column are exchanged
-#pragma unroll
-  for (int n = 0; n < kNs; n += 2) {
-    std::uint32_t b[4];
-    load_matrices_transposed(b, b_at + piece_at<kWidth>(b_row + lane.row, first + n + lane.piece));
-#pragma unroll
-    for (int m = 0; m < kMs; ++m) {
-      multiply_add<A>(sum[m][n], a[m], b[0], b[1]);
-      multiply_add<A>(sum[m][n + 1], a[m], b[2], b[3]);
-    }
-  }
-}
 
 template <class A, class Shape>
 class BackwardBlock {
@@ -246,7 +79,7 @@ class BackwardBlock {
       copies_wait<0>();
       __syncthreads();
       if (signal != nullptr && threadIdx.x == 0) publish(signal, signal_value);
-      if (more) load_queries(stage ^ 1);
+      if (Shape::kStageCount == 2 && more) load_queries(stage ^ 1);
       copies_commit();
       const QueryRows<Shape::kQueries>& rows = rows_of(stage);
       if (key_.part->masked != 0) make_mask(now);
@@ -257,7 +90,13 @@ class BackwardBlock {
       queries_of_keys(stage, now, before, behind);
       signal = behind > 0 ? a_.done + now.shared : nullptr;
       signal_value = before + 1;
-      stage ^= 1;
+      if constexpr (Shape::kStageCount == 2) {
+        stage ^= 1;
+      } else if (more) {
+        __syncthreads();
+        load_queries(0);
+        copies_commit();
+      }
     }
     copies_wait<0>();
     __syncthreads();
@@ -301,11 +140,11 @@ class BackwardBlock {
       key_positions()[n] = n < key_.count ? position_of_key(a_.walk, key_, n) : -1;
     __syncthreads();
     const auto load = [&]<int kWidth>(const Heads<const A>& x, int to) {
-      load_rows<kWidth, Shape::kThreads>(base(x), x.width, a_.whole_pieces != 0, Shape::kKeys,
-                                         shared_ + to, at_ + to, [&](int r) {
-                                           const std::int64_t i = key_positions()[r];
-                                           return i < 0 ? -1 : i * x.row_stride;
-                                         });
+      load_rows<kWidth, Shape::kKeys, Shape::kThreads>(base(x), x.width, a_.whole_pieces != 0,
+                                                       at_ + to, [&](int r) {
+                                                         const std::int32_t i = key_positions()[r];
+                                                         return i < 0 ? -1 : i * x.row_stride;
+                                                       });
     };
     load.template operator()<Shape::kQk>(a_.k, 0);
     load.template operator()<Shape::kV>(a_.v, Shape::kV0);
@@ -317,17 +156,18 @@ class BackwardBlock {
     const std::int32_t stride = query(*key_.part, tiles_.lane, tiles_.step + 1) - first;
     const std::int32_t count = tiles_.count;
     const auto load = [&]<int kWidth>(const Heads<const A>& x, int to) {
-      load_rows<kWidth, Shape::kThreads>(
-          base(x), x.width, a_.whole_pieces != 0, Shape::kQueries, shared_ + to, at_ + to,
-          [&](int r) {
-            return r < count ? static_cast<std::int64_t>(first + r * stride) * x.row_stride : -1;
-          });
+      const std::int64_t begin = first * x.row_stride, step = stride * x.row_stride;
+      load_rows<kWidth, Shape::kQueries, Shape::kThreads>(
+          base(x), x.width, a_.whole_pieces != 0, at_ + to,
+          [&](int r) { return r < count ? begin + r * step : -1; });
     };
     const int to = Shape::kStages + stage * Shape::kStageBytes;
     load.template operator()<Shape::kQk>(a_.q, to);
     load.template operator()<Shape::kV>(a_.dout, to + Shape::kQBytes);
-    const auto r = static_cast<std::int32_t>(threadIdx.x);
-    if (r >= larger(32, Shape::kQueries)) return;
+    // By the last warps: where the tile is a triangle, theirs is the smaller part of the work.
+    const auto r =
+        static_cast<std::int32_t>(threadIdx.x) - (Shape::kThreads - larger(32, Shape::kQueries));
+    if (r < 0) return;
     QueryRows<Shape::kQueries>& rows = rows_of(stage);
     describe_row<Shape::kQueries>(a_.walk, key_, tiles_, r, rows);
     if (r >= Shape::kQueries) return;
@@ -366,9 +206,15 @@ class BackwardBlock {
       const int4 sixteen = rows.of_sixteen[c];
       if (!sees(sixteen, key, Shape::kWarpKeys)) continue;
       float s[kMs][2][4] = {}, dp[kMs][2][4] = {};
-      scores<A, kMs, Shape::kQk, Shape::kHoldKeys>(s, k_, shared_, key, q_at(stage), 16 * c);
-      scores<A, kMs, Shape::kV, Shape::kHoldKeys>(dp, v_, shared_ + Shape::kV0, key, dout_at(stage),
-                                                  16 * c);
+#pragma unroll
+      for (int d = 0; d < larger(Shape::kQk, Shape::kV) / 16; ++d) {
+        if (d < Shape::kQk / 16)
+          scores<A, kMs, Shape::kQk>(s, d, Shape::kHoldKeys ? k_ : nullptr, shared_, key,
+                                     q_at(stage), 16 * c);
+        if (d < Shape::kV / 16)
+          scores<A, kMs, Shape::kV>(dp, d, Shape::kHoldKeys ? v_ : nullptr, shared_ + Shape::kV0,
+                                    key, dout_at(stage), 16 * c);
+      }
       const bool free = sixteen.z <= key && sixteen.w >= key + Shape::kWarpKeys;
       std::uint32_t p[kMs][4], ds[kMs][4];
       gradients_of_scores(rows, 16 * c, key, free, s, dp, p, ds);
@@ -454,44 +300,47 @@ class BackwardBlock {
     const int first = warp() % Shape::kQueryWarps * 16 * kQms,
               column = warp() / Shape::kQueryWarps * Shape::kDqColumns;
     const MatrixLane lane = lane_of_b();
-    float sum[kQms][kNs][4] = {};
-    int4 sixteen[kQms];
-#pragma unroll
-    for (int m = 0; m < kQms; ++m) sixteen[m] = rows.of_sixteen[first / 16 + m];
-#pragma unroll 1
-    for (int warp_key = 0; warp_key < Shape::kKeys; warp_key += Shape::kWarpKeys) {
-      bool seen[kQms], any = false;
-#pragma unroll
-      for (int m = 0; m < kQms; ++m) {
-        seen[m] = sees(sixteen[m], warp_key, Shape::kWarpKeys);
-        any = any || seen[m];
-      }
-      if (!any) continue;
-#pragma unroll
-      for (int key = 0; key < Shape::kWarpKeys; key += 16) {
-        std::uint32_t ds[kQms][4];
-#pragma unroll
-        for (int m = 0; m < kQms; ++m) {
-          load_matrices_transposed(ds[m],
-                                   shared_ + Shape::kDs +
-                                       piece_at<Shape::kQueries>(warp_key + key + lane.row,
-                                                                 first / 8 + 2 * m + lane.piece));
-#pragma unroll
-          for (int e = 0; e < 4; ++e) ds[m][e] = seen[m] ? ds[m][e] : 0;
-        }
-        accumulate<A, kQms, kNs, Shape::kQk>(sum, ds, shared_, warp_key + key, column / 8);
-      }
-    }
     float4* const partial =
         reinterpret_cast<float4*>(a_.queries + static_cast<std::int64_t>(now.shared) *
                                                    Shape::kQueries * Shape::kQk) +
         threadIdx.x;
+    float sum[kQms][kNs][4] = {};
+    // Asked for before the products where there are registers to wait in.
+    constexpr bool kEarly = Shape::kRegisters >= 160;
+    float4 old[kEarly ? kQms * kNs : 1];
+    if (kEarly && before > 0) {
+#pragma unroll
+      for (int f = 0; f < kQms * kNs; ++f) old[f] = __ldcg(partial + f * Shape::kThreads);
+    }
+    // Keys that some row of the warp's sees; the others have no dS.
+    KeyRange any{Shape::kKeys, 0}, mine[kQms];
+#pragma unroll
+    for (int m = 0; m < kQms; ++m) {
+      const int4 sixteen = rows.of_sixteen[first / 16 + m];
+      mine[m] = {sixteen.x / Shape::kWarpKeys * Shape::kWarpKeys,
+                 (sixteen.y + Shape::kWarpKeys - 1) / Shape::kWarpKeys * Shape::kWarpKeys};
+      any = {smaller(any.begin, mine[m].begin), larger(any.end, mine[m].end)};
+    }
+#pragma unroll 4
+    for (int key = any.begin; key < any.end; key += 16) {
+      std::uint32_t ds[kQms][4];
+#pragma unroll
+      for (int m = 0; m < kQms; ++m) {
+        load_matrices_transposed(
+            ds[m], shared_ + Shape::kDs +
+                       piece_at<Shape::kQueries>(key + lane.row, first / 8 + 2 * m + lane.piece));
+        const bool seen = key >= mine[m].begin && key < mine[m].end;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) ds[m][e] = seen ? ds[m][e] : 0;
+      }
+      accumulate<A, kQms, kNs, Shape::kQk>(sum, ds, shared_, key, column / 8);
+    }
     if (before > 0) {
 #pragma unroll
       for (int f = 0; f < kQms * kNs; ++f) {
-        const float4 old = __ldcg(partial + f * Shape::kThreads);
         float(&to)[4] = sum[f / kNs][f % kNs];
-        to[0] += old.x, to[1] += old.y, to[2] += old.z, to[3] += old.w;
+        const float4 x = kEarly ? old[f] : __ldcg(partial + f * Shape::kThreads);
+        to[0] += x.x, to[1] += x.y, to[2] += x.z, to[3] += x.w;
       }
     }
     if (behind > 0) {
@@ -502,19 +351,19 @@ class BackwardBlock {
       }
       return;
     }
-    const std::int32_t i0 = query(*key_.part, now.lane, now.step),
+    const std::int64_t i0 = query(*key_.part, now.lane, now.step),
                        stride = query(*key_.part, now.lane, now.step + 1) - i0;
     A* const dq = base(a_.dq);
+    with_write(a_.whole_pieces != 0, a_.stores != 0, [&]<Write kWrite>() {
 #pragma unroll
-    for (int m = 0; m < kQms; ++m)
-      write_fragment<kNs, A>(sum[m], a_.scale, column, static_cast<int>(a_.dq.width),
-                             a_.stores == 0, a_.whole_pieces != 0, [&](int r) -> A* {
-                               const int n = first + 16 * m + r;
-                               return n < now.count
-                                          ? dq + static_cast<std::int64_t>(i0 + n * stride) *
-                                                     a_.dq.row_stride
-                                          : nullptr;
-                             });
+      for (int m = 0; m < kQms; ++m)
+        write_fragment<kWrite, kNs, A>(
+            sum[m], a_.scale, column, static_cast<int>(a_.dq.width), a_.stores != 0,
+            [&](int r) -> A* {
+              const int n = first + 16 * m + r;
+              return n < now.count ? dq + (i0 + n * stride) * a_.dq.row_stride : nullptr;
+            });
+    });
   }
 
   // dK and dV.
@@ -523,19 +372,22 @@ class BackwardBlock {
       finish_split();
       return;
     }
-    const auto write = [&](const auto& sums, const Heads<A>& x, float scale) {
-      A* const to = base(x);
-      constexpr int kNs = sizeof(sums[0]) / sizeof(sums[0][0]);
+    with_write(a_.whole_pieces != 0, a_.stores != 0, [&]<Write kWrite>() {
+      const auto write = [&](const auto& sums, const Heads<A>& x, float scale) {
+        A* const to = base(x);
+        constexpr int kNs = sizeof(sums[0]) / sizeof(sums[0][0]);
 #pragma unroll
-      for (int m = 0; m < kMs; ++m)
-        write_fragment<kNs, A>(sums[m], scale, half() * kNs * 8, static_cast<int>(x.width),
-                               a_.stores == 0, a_.whole_pieces != 0, [&](int r) -> A* {
-                                 const std::int64_t j = key_positions()[first_key() + 16 * m + r];
-                                 return j < 0 ? nullptr : to + j * x.row_stride;
-                               });
-    };
-    write(dv_, a_.dv, 1.0f);
-    write(dk_, a_.dk, a_.scale);
+        for (int m = 0; m < kMs; ++m)
+          write_fragment<kWrite, kNs, A>(
+              sums[m], scale, half() * kNs * 8, static_cast<int>(x.width), a_.stores != 0,
+              [&](int r) -> A* {
+                const std::int32_t j = key_positions()[first_key() + 16 * m + r];
+                return j < 0 ? nullptr : to + j * x.row_stride;
+              });
+      };
+      write(dv_, a_.dv, 1.0f);
+      write(dk_, a_.dk, a_.scale);
+    });
   }
 
   __device__ __forceinline__ void finish_split() {

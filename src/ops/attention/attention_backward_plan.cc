@@ -79,17 +79,24 @@ BackwardGeometry backward_geometry(const DevicePart& part, std::int64_t length, 
 }
 
 BackwardLaunches backward_launches(const PlanTables& tables, std::int64_t batch,
-                                   std::int64_t length, BackwardTile tile, std::size_t at_once) {
+                                   std::int64_t length, const BackwardTiles& tiles,
+                                   std::size_t at_once, bool without_line) {
   BackwardLaunches launches;
   std::vector<std::vector<std::int32_t>> parts_of(static_cast<std::size_t>(tables.heads));
+  std::vector<bool> written(parts_of.size());
   for (const PassGroup& group : tables.groups)
     for (const HeadPass& pass : group.heads) {
+      if (without_line && group.stride == 0) {
+        written[static_cast<std::size_t>(pass.head)] = true;
+        continue;
+      }
       auto& parts = parts_of[static_cast<std::size_t>(pass.head)];
       for (std::int32_t p = pass.first_part; p < pass.first_part + pass.parts; ++p)
         if (tables.parts[static_cast<std::size_t>(p)].pass == pass.pass) parts.push_back(p);
     }
   for (std::size_t h = 0; h < parts_of.size(); ++h) {
     auto& parts = parts_of[h];
+    if (written[h]) continue;
     const auto covering = std::find_if(parts.begin(), parts.end(), [&](std::int32_t p) {
       return covers(tables.parts[static_cast<std::size_t>(p)]);
     });
@@ -106,15 +113,18 @@ BackwardLaunches backward_launches(const PlanTables& tables, std::int64_t batch,
       any = true;
       const std::int32_t p = parts_of[h][round];
       const DevicePart& part = tables.parts[static_cast<std::size_t>(p)];
-      const BackwardGeometry g = backward_geometry(part, length, tile);
+      BackwardGeometry g = backward_geometry(part, length, tiles.whole);
+      const bool whole = g.exclusive != 0;
+      if (!whole) g = backward_geometry(part, length, tiles.other);
       if (g.key_tiles == 0) continue;
-      const bool stores = round == 0 && covers(part);
+      const bool stores = round == 0 && !written[h] && covers(part);
       auto launch = launches.list.begin() + static_cast<std::ptrdiff_t>(begin);
       while (launch != launches.list.end() &&
-             !(launch->geometry == g && launch->stores == stores && launch->heads.size() < at_once))
+             !(launch->geometry == g && launch->whole == whole && launch->stores == stores &&
+               launch->heads.size() < at_once))
         ++launch;
       if (launch == launches.list.end())
-        launch = launches.list.insert(launch, BackwardLaunch{g, stores, {}});
+        launch = launches.list.insert(launch, BackwardLaunch{g, whole, stores, {}});
       launch->heads.push_back({narrow(static_cast<std::int64_t>(h)), p});
     }
     if (!any) break;
@@ -124,13 +134,15 @@ BackwardLaunches backward_launches(const PlanTables& tables, std::int64_t batch,
 }
 
 BackwardScratch backward_scratch(const BackwardLaunches& launches, std::int64_t batch,
-                                 std::int64_t length, std::int64_t heads, BackwardTile tile,
-                                 std::int64_t qk_width, std::int64_t v_width) {
+                                 std::int64_t length, std::int64_t heads,
+                                 const BackwardTiles& tiles, std::int64_t qk_width,
+                                 std::int64_t v_width) {
   const auto whole = [](std::int64_t floats) { return ceil_div(floats, 4) * 4; };
   std::int64_t queries = 0, keys = 0;
   BackwardScratch s;
   for (const BackwardLaunch& launch : launches.list) {
     const std::int64_t shared = launch.shared_tiles(batch);
+    const BackwardTile tile = launch.whole ? tiles.whole : tiles.other;
     s.counters += shared;
     queries = std::max(queries, shared * tile.queries * qk_width);
     if (launch.geometry.splits > 1)

@@ -22,6 +22,12 @@ struct BackwardTile {
   std::int32_t keys = 0, queries = 0;
 };
 
+// Tiles of the two kernels for a pair of widths.
+struct BackwardTiles {
+  BackwardTile whole;  // where one tile of keys is all that its queries see (`exclusive`)
+  BackwardTile other;
+};
+
 // One part of one head.
 struct PartOfHead {
   std::int32_t head = 0, part = 0;  // part: in PlanTables::parts
@@ -43,6 +49,7 @@ struct BackwardGeometry {
 
 struct BackwardLaunch {
   BackwardGeometry geometry;
+  bool whole = false;   // which of the two tiles
   bool stores = false;  // every element of dq, dk, dv of its heads, else it adds
   std::vector<PartOfHead> heads;
 
@@ -65,9 +72,11 @@ struct BackwardLaunches {
 
 BackwardGeometry backward_geometry(const DevicePart& part, std::int64_t length, BackwardTile tile);
 
-// at_once: most heads of a launch.
+// at_once: most heads of a launch. without_line: other kernels have written the gradients of the
+// heads of the line (PassGroup::stride 0) from its parts; what is left of these heads is added.
 BackwardLaunches backward_launches(const PlanTables& tables, std::int64_t batch,
-                                   std::int64_t length, BackwardTile tile, std::size_t at_once);
+                                   std::int64_t length, const BackwardTiles& tiles,
+                                   std::size_t at_once, bool without_line = false);
 
 // Where the parts of the scratch begin, in floats; all multiples of 4.
 struct BackwardScratch {
@@ -79,7 +88,8 @@ struct BackwardScratch {
   std::int64_t size = 0;
 };
 BackwardScratch backward_scratch(const BackwardLaunches& launches, std::int64_t batch,
-                                 std::int64_t length, std::int64_t heads, BackwardTile tile,
-                                 std::int64_t qk_width, std::int64_t v_width);
+                                 std::int64_t length, std::int64_t heads,
+                                 const BackwardTiles& tiles, std::int64_t qk_width,
+                                 std::int64_t v_width);
 
 }  // namespace longstride::ops::cuda

@@ -22,10 +22,12 @@ struct HostSearch {
 
 // Follows all launches: which pairs each head meets, who writes what, who waits for whom.
 struct Followed {
-  Followed(const AttentionPlan& plan, std::int64_t batch, std::int64_t length_, BackwardTile tile)
+  Followed(const AttentionPlan& plan, std::int64_t batch, std::int64_t length_,
+           const BackwardTiles& tiles, bool without_line)
       : length(length_), tables(plan), heads(tables.heads) {
     const std::size_t at_once = 2;
-    const BackwardLaunches launches = backward_launches(tables, batch, length, tile, at_once);
+    const BackwardLaunches launches =
+        backward_launches(tables, batch, length, tiles, at_once, without_line);
     const auto count = static_cast<std::size_t>(batch * heads * length);
     pairs.resize(count * static_cast<std::size_t>(length));
     query_written.resize(count), key_written.resize(count);
@@ -33,11 +35,36 @@ struct Followed {
       for (const std::int32_t h : launches.cleared)
         for (std::int64_t i = 0; i < length; ++i)
           ++query_written[row(b, h, i)], ++key_written[row(b, h, i)];
-    for (const BackwardLaunch& launch : launches.list) follow(launch, batch, tile);
+    if (without_line) write_line(batch);
+    for (const BackwardLaunch& launch : launches.list)
+      follow(launch, batch, launch.whole ? tiles.whole : tiles.other);
   }
 
   std::size_t row(std::int64_t b, std::int64_t h, std::int64_t i) const {
     return static_cast<std::size_t>((b * heads + h) * length + i);
+  }
+
+  // What other kernels do with the line's heads: all rows, the pairs of its parts.
+  void write_line(std::int64_t batch) {
+    for (const PassGroup& group : tables.groups)
+      for (std::size_t n = 0;
+           group.stride == 0 && n < group.heads.size() * static_cast<std::size_t>(batch); ++n) {
+        const HeadPass& pass = group.heads[n / static_cast<std::size_t>(batch)];
+        const auto b = static_cast<std::int64_t>(n) % batch;
+        for (std::int32_t i = 0; i < length; ++i) {
+          ++query_written[row(b, pass.head, i)], ++key_written[row(b, pass.head, i)];
+          TileWalk walk(tables.parts.data() + pass.first_part, pass.parts, pass.pass, i, i);
+          while (walk.next())
+            for (std::int32_t t = walk.keys.begin; t < walk.keys.end; ++t) {
+              const std::int32_t j = key(*walk.part, walk.lane, t);
+              if (keeps(*walk.part, i, j)) ++pair(b, pass.head, i, j);
+            }
+        }
+      }
+  }
+
+  int& pair(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
+    return pairs[row(b, h, i) * static_cast<std::size_t>(length) + static_cast<std::size_t>(j)];
   }
 
   void follow(const BackwardLaunch& launch, std::int64_t batch, BackwardTile tile) {
@@ -86,9 +113,7 @@ struct Followed {
       const KeyRange keys = tiles.inside(key, tiles.seen_by(key, r));
       for (std::int32_t n = keys.begin; n < keys.end; ++n) {
         const std::int32_t j = position_of_key(walk, key, n);
-        if (keeps(*key.part, i, j))
-          ++pairs[row(key.batch, key.head, i) * static_cast<std::size_t>(length) +
-                  static_cast<std::size_t>(j)];
+        if (keeps(*key.part, i, j)) ++pair(key.batch, key.head, i, j);
       }
     }
   }
@@ -100,10 +125,12 @@ struct Followed {
 };
 
 void expect_each_pair_once(const AttentionPlan& plan, std::int64_t batch, std::int64_t length,
-                           BackwardTile tile) {
+                           const BackwardTiles& tiles, bool without_line) {
   SCOPED_TRACE(testing::Message() << test::name_of(plan) << ", sequence of " << length << ", tiles "
-                                  << tile.keys << " x " << tile.queries);
-  const Followed walk(plan, batch, length, tile);
+                                  << tiles.whole.keys << " x " << tiles.whole.queries << " and "
+                                  << tiles.other.keys << " x " << tiles.other.queries
+                                  << (without_line ? ", without line" : ""));
+  Followed walk(plan, batch, length, tiles, without_line);
   for (std::int64_t b = 0; b < batch; ++b)
     for (std::int64_t h = 0; h < walk.heads; ++h) {
       const auto kind = static_cast<std::size_t>(plan.kind_of_head[static_cast<std::size_t>(h)]);
@@ -128,7 +155,8 @@ TEST(AttentionBackwardPlan, BlocksMeetEachPairOnceAndWriteEachRowOnce) {
     std::vector<HeadPattern> heads;
     for (std::int64_t h = dice.in(1, 3); h > 0; --h) heads.push_back(test::random_head(dice));
     const AttentionPlan plan(heads, length + (n % 3 == 0 ? dice.in(0, 60) : 0));
-    expect_each_pair_once(plan, dice.in(1, 2), length, kTiles[n % 5]);
+    expect_each_pair_once(plan, dice.in(1, 2), length, {kTiles[n / 5 % 5], kTiles[n % 5]},
+                          n % 2 == 1);
     if (HasFatalFailure()) return;
   }
 }

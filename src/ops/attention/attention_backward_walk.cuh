@@ -40,7 +40,6 @@ struct WarpSearch {
 // By one thread: what all threads of the block wrote before the last barrier is seen by the block
 // one thread of which waited for the value, after its next barrier.
 __device__ __forceinline__ void publish(std::int32_t* counter, std::int32_t value) {
-  __threadfence();
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
 __device__ __forceinline__ void wait_for(const std::int32_t* counter, std::int32_t value) {
