@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "files/files.h"
+#include "longstride/error.h"
 #include "train/memory.h"
 #include "train/training_fixture.h"
 
@@ -43,14 +44,37 @@ class LateEngine final : public Engine {
   int under_way_ = 0;
 };
 
+// Its ninth step fails as a card does.
+class FailingEngine final : public Engine {
+ public:
+  explicit FailingEngine(const EngineParts& parts)
+      : state_(parts.state), inner_(make_cpu_engine(parts)) {}
+
+  int depth() const override { return 2; }
+  void submit() override {}
+  StepOutcome collect() override {
+    if (state_.step == 8) throw Error(Fault::device, "cuda: linear 1x2x3: it broke");
+    return inner_->collect();
+  }
+  void pull() override {}
+  double score(const std::uint8_t*, std::int64_t) override { return 1; }
+  double peak_flops() const override { return 1; }
+  std::int64_t memory() const override { return 1; }
+
+ private:
+  TrainState& state_;
+  std::unique_ptr<Engine> inner_;
+};
+
 class TrainerTest : public test::TrainingFixture {
  protected:
+  template <class AnEngine = LateEngine>
   TrainResult run_late(const TrainOptions& options, const TrainObserver& observer) const {
     const Dataset bytes(options.data);
     const ParameterLayout layout(options.config.model);
     const MemoryPlan plan = plan_memory(options.config, layout, cpu_memory(available_memory()));
     Trainer trainer(options, observer, bytes, layout, plan,
-                    [](const EngineParts& parts) { return std::make_unique<LateEngine>(parts); });
+                    [](const EngineParts& parts) { return std::make_unique<AnEngine>(parts); });
     return trainer.run();
   }
 };
@@ -94,6 +118,26 @@ TEST_F(TrainerTest, AStopCollectsWhatIsUnderWayAndSaves) {
   EXPECT_EQ(result.step, 7);  // the fifth, and two more that were under way
   EXPECT_EQ(last, 7);
   EXPECT_EQ(parse_run_state(read_file(result.checkpoint / "state.json"), "").step, 7);
+}
+
+TEST_F(TrainerTest, AFaultOfTheDeviceLeavesTheLastCheckpoint) {
+  Config config = test::small_config();
+  config.train.precision = "f32";
+  config.train.checkpoint_every = 5;
+  const TrainResult want = train(options(config, "plain"), {});
+  try {
+    run_late<FailingEngine>(options(config, "broken"), {});
+    ADD_FAILURE() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(exit_code(e.fault), 5);
+  }
+  const auto newest = newest_checkpoint(run("broken"), {});
+  ASSERT_TRUE(newest.has_value());
+  EXPECT_EQ(newest->step, 5);
+  const TrainResult got = train(options(config, "broken"), {});
+  const auto a = tensors(got.checkpoint, config), b = tensors(want.checkpoint, config);
+  ASSERT_EQ(a.size(), b.size());
+  EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0);
 }
 
 }  // namespace

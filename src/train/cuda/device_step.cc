@@ -77,8 +77,6 @@ std::int64_t DeviceStep<A>::scratch_bytes(const Config& config, const ParameterL
 
 template <class A>
 void DeviceStep<A>::push(device::Stream stream, const TrainState& state) const {
-  device::synchronize(
-      nullptr);  // buffers are zeroed on the default stream, which orders nothing here
   device::copy(stream, weights_.data(), state.weights.data(), weights_.bytes());
   device::copy(stream, m_.data(), state.m.data(), m_.bytes());
   device::copy(stream, v_.data(), state.v.data(), v_.bytes());
