@@ -110,7 +110,8 @@ class GpuTrainTest(unittest.TestCase):
         runs.make_data(self.folder / "long", 200000)
         done = runs.call(runs.train_command(
             self.folder / "long", self.folder / "large", "--device", "cuda", "model.layers=64",
-            "model.width=2048", "model.context=16384", "train.batch=512", "train.recompute=off"))
+            "model.width=2048", "model.heads=32",
+            "model.context=16384", "train.batch=512", "train.recompute=off"))
         self.assertEqual(done.returncode, 3, done.stderr)
         self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
         self.assertRegex(done.stderr, rb"GiB of memory of .* planned, .* free; ")

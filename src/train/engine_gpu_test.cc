@@ -269,10 +269,12 @@ TEST_F(CudaEngine, TakesTheMemoryThatIsPlanned) {
 TEST_F(CudaEngine, APlanThatDoesNotFitNamesTheCardAndWhatFits) {
   Config config = gpu_config("bf16");
   config.train.batch = 64;
+  config.train.recompute = "off";
+  config.train.micro_batch = 16;
   StepMemory memory = cuda_memory();
   const ParameterLayout layout(config.model);
-  memory.available = plan_memory(config, layout, memory).total() / 2;
-  config.train.recompute = "off";
+  memory.available = plan_memory(config, layout, memory).total();
+  config.train.micro_batch = 0;
   try {
     require_fit(plan_memory(config, layout, memory), config, layout, memory);
     ADD_FAILURE() << "no error";
@@ -280,7 +282,8 @@ TEST_F(CudaEngine, APlanThatDoesNotFitNamesTheCardAndWhatFits) {
     EXPECT_EQ(e.fault, Fault::environment);
     const std::string message = e.what();
     EXPECT_NE(message.find(device::devices()[0].name), std::string::npos) << message;
-    EXPECT_NE(message.find("is the largest that fits"), std::string::npos) << message;
+    EXPECT_NE(message.find("train.micro_batch=16 is the largest that fits"), std::string::npos)
+        << message;
   }
 }
 
