@@ -72,7 +72,8 @@ template <class A>
 constexpr SplitCosts kLibraryCosts = {
     .tile_rows = 128,
     .tile_cols = 128,
-    .part_bytes_per_row = sizeof(A) == 4 ? 216e3 : 1,
+    .bytes_per_row = sizeof(A) == 4 ? 216e3 : 1,
+    .element_bytes = sizeof(A) == 4 ? 4 : 0,
     .most_rows = sizeof(A) == 4 ? 2048 : 65536,
 };
 

@@ -69,7 +69,7 @@ void backward(device::Stream stream, End end, Matrix<const A> dy, Matrix<const A
 // rows lose up to 1e-4.
 constexpr SplitCosts kCosts = {.tile_rows = weight_gradient::kTile,
                                .tile_cols = weight_gradient::kTile,
-                               .part_bytes_per_row = 35e3,
+                               .bytes_per_row = 35e3,
                                .setup_rows = 384,
                                .most_rows = 16384};
 

@@ -178,22 +178,22 @@ __device__ void finish_row(const float* d, const float* bias, const uint4& befor
       } else {
         first[g] = pack<A>(v.x, v.y);
       }
-      if constexpr (kEnd == End::kActivation) {
-        const float2 x = unpack<A>(first[g]);
-        second[g] = pack<A>(x.x * gate(x.x), x.y * gate(x.y));
-      }
     }
   }
   if constexpr (kEnd != End::kFloat) {
-    if (ends.first != nullptr) {
-      if constexpr (kAcross) transpose(first, lane);
+    if constexpr (kAcross) transpose(first, lane);
+    if (ends.first != nullptr)
       write(first, corner, ends.first, ends.first_stride, half, piece, below);
+  }
+  if constexpr (kEnd == End::kActivation) {  // of what was stored, so after the trade of words
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      const float2 x = unpack<A>(first[g]);
+      second[g] = pack<A>(x.x * gate(x.x), x.y * gate(x.y));
     }
   }
-  if constexpr (kEnd == End::kActivation || kEnd == End::kActivationGradient) {
-    if constexpr (kAcross) transpose(second, lane);
+  if constexpr (kEnd == End::kActivation || kEnd == End::kActivationGradient)
     write(second, corner, ends.second, ends.second_stride, half, piece, below);
-  }
 }
 
 template <class A, bool kAcross, End kEnd>

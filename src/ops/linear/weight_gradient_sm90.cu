@@ -172,6 +172,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     barriers_ready();
   }
   cluster_sync();
+  asm volatile("griddepcontrol.launch_dependents;");
   if (threadIdx.x < kGroup) {
     give_registers<40>();
     if (threadIdx.x == 0) load(at, x_map, dy_map, split);
@@ -195,47 +196,75 @@ __device__ void put(float* out, float2 total, bool add) {
   *to = total;
 }
 
-constexpr int kAddThreads = 256;
-constexpr int kAddBlocks = kTile * kTile / 4 / kAddThreads;  // of a tile
+// Threads of a block that adds: `kAcross` places side by side, each taken by kBelow threads that
+// take every kBelow-th part.
+constexpr int kAcross = 32, kBelow = 8;
+constexpr int kAddBlocks = kTile * kTile / 4 / kAcross;  // of a tile: 4 elements a place
+constexpr int kSumBlocks = kTile / kAcross;              // of the columns of a tile: 1 a place
 
-// Blocks of the parts of dW first, a thread for 2 x 2 elements as they lay in registers; then those
-// of db, a thread for a column.
-__global__ void __launch_bounds__(kAddThreads)
-    add_kernel(const Split split, const float* scratch, float* dweight, float* dbias, bool add) {
-  const int tile = static_cast<int>(blockIdx.x) / kAddBlocks;
-  if (tile < split.tiles()) {
-    const int inside =
-        static_cast<int>(blockIdx.x) % kAddBlocks * kAddThreads + static_cast<int>(threadIdx.x);
-    const float* from = scratch + std::int64_t{tile} * kTile * kTile + inside * 4;
-    float4 total = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int part = 0; part < split.parts; ++part, from += split.part_floats()) {
-      const float4 v = *reinterpret_cast<const float4*>(from);
-      total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
-    }
-    const int thread = inside % kGroup, piece = inside / kGroup % 32, group = inside / kGroup / 32;
-    const int i =
-        tile / split.tiles_out() * kTile + group * 64 + thread / 32 * 16 + thread % 32 / 4;
-    const int o = tile % split.tiles_out() * kTile + piece * 8 + thread % 4 * 2;
-    if (o >= split.out) return;
-    float* const to = dweight + std::int64_t{i} * split.out + o;
-    if (i < split.in) put(to, {total.x, total.y}, add);
-    if (i + 8 < split.in) put(to + 8 * std::int64_t{split.out}, {total.z, total.w}, add);
-    return;
+// The sum over threadIdx.y, in the threads of the first row.
+__device__ float4 add_below(float4 mine) {
+  __shared__ float4 all[kBelow][kAcross];
+  all[threadIdx.y][threadIdx.x] = mine;
+  __syncthreads();
+  if (threadIdx.y != 0) return mine;
+  for (int y = 1; y < kBelow; ++y) {
+    const float4 v = all[y][threadIdx.x];
+    mine.x += v.x, mine.y += v.y, mine.z += v.z, mine.w += v.w;
   }
-  const int n = (static_cast<int>(blockIdx.x) - split.tiles() * kAddBlocks) * kTile +
-                static_cast<int>(threadIdx.x);
-  if (n >= split.out) return;
-  const float* sums = scratch + split.parts * split.part_floats();
-  float total = 0;
-  for (int part = 0; part < split.parts; ++part)
-    for (int row = 0; row < split.tiles_in(); ++row) {
-      const std::int64_t index =
-          std::int64_t{part} * split.tiles() + row * split.tiles_out() + n / kTile;
-      const float* const four = sums + index * 4 * kTile + n % kTile;
-      total += (four[0] + four[kTile]) + (four[2 * kTile] + four[3 * kTile]);
-    }
-  dbias[n] = add ? dbias[n] + total : total;
+  return mine;
+}
+
+// Places of dW are 2 x 2 elements as they lay in registers.
+__device__ void add_tile(const Split& split, const float* scratch, float* dweight, bool add) {
+  const int tile = static_cast<int>(blockIdx.x) / kAddBlocks;
+  const int inside =
+      static_cast<int>(blockIdx.x) % kAddBlocks * kAcross + static_cast<int>(threadIdx.x);
+  const float* const from = scratch + std::int64_t{tile} * kTile * kTile + inside * 4;
+  float4 total = {0, 0, 0, 0};
+#pragma unroll 4
+  for (int part = threadIdx.y; part < split.parts; part += kBelow) {
+    const float4 v = *reinterpret_cast<const float4*>(from + part * split.part_floats());
+    total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
+  }
+  total = add_below(total);
+  const int thread = inside % kGroup, piece = inside / kGroup % 32, group = inside / kGroup / 32;
+  const int i = tile / split.tiles_out() * kTile + group * 64 + thread / 32 * 16 + thread % 32 / 4;
+  const int o = tile % split.tiles_out() * kTile + piece * 8 + thread % 4 * 2;
+  if (threadIdx.y != 0 || o >= split.out) return;
+  float* const to = dweight + std::int64_t{i} * split.out + o;
+  if (i < split.in) put(to, {total.x, total.y}, add);
+  if (i + 8 < split.in) put(to + 8 * std::int64_t{split.out}, {total.z, total.w}, add);
+}
+
+__device__ void add_sums(const Split& split, const float* scratch, float* dbias, bool add) {
+  const int block = static_cast<int>(blockIdx.x) - split.tiles() * kAddBlocks;
+  const int tile_out = block / kSumBlocks, column = block % kSumBlocks * kAcross + threadIdx.x;
+  const float* const sums = scratch + split.parts * split.part_floats();
+  float4 total = {0, 0, 0, 0};
+  for (int part = threadIdx.y; part < split.parts * split.tiles_in(); part += kBelow) {
+    const std::int64_t index = std::int64_t{part} * split.tiles_out() + tile_out;
+    const float* const four = sums + index * 4 * kTile + column;
+    total.x += four[0], total.y += four[kTile];
+    total.z += four[2 * kTile], total.w += four[3 * kTile];
+  }
+  total = add_below(total);
+  const int n = tile_out * kTile + column;
+  if (threadIdx.y != 0 || n >= split.out) return;
+  const float sum = (total.x + total.y) + (total.z + total.w);
+  dbias[n] = add ? dbias[n] + sum : sum;
+}
+
+// Blocks of dW first, then those of db. They may be on the card before the parts are done.
+__global__ void __launch_bounds__(kAcross* kBelow)
+    add_kernel(const Split split, const float* scratch, float* dweight, float* dbias, bool add) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  if (static_cast<int>(blockIdx.x) < split.tiles() * kAddBlocks)
+    add_tile(split, scratch, dweight, add);
+  else
+    add_sums(split, scratch, dbias, add);
+#endif
 }
 
 }  // namespace
@@ -263,9 +292,18 @@ void launch(device::Stream stream, const CUtensorMap& x, const CUtensorMap& dy, 
   config.numAttrs = 1;
   device::check(cudaLaunchKernelEx(&config, entry, x, dy, split, scratch, dbias != nullptr),
                 "linear_weight_gradient");
-  const int blocks = split.tiles() * kAddBlocks + (dbias == nullptr ? 0 : split.tiles_out());
-  add_kernel<<<static_cast<unsigned>(blocks), kAddThreads, 0, stream>>>(split, scratch, dweight,
-                                                                        dbias, add);
+  const int blocks =
+      split.tiles() * kAddBlocks + (dbias == nullptr ? 0 : split.tiles_out() * kSumBlocks);
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kAcross, kBelow);
+  config.dynamicSmemBytes = 0;
+  config.attrs = &early;
+  device::check(cudaLaunchKernelEx(&config, add_kernel, split, static_cast<const float*>(scratch),
+                                   dweight, dbias, add),
+                "linear_weight_gradient");
   device::launched(stream, "linear_weight_gradient ", split.rows, "x", split.in, "x", split.out);
 }
 
