@@ -27,6 +27,7 @@ void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const
   QueryGradientParams<A> p{};
   p.q = rows_map<A>(op.q, Shape::kRows);
   p.dout = rows_map<A>(op.dout, Shape::kRows);
+  p.out = rows_map<A>(op.out, Shape::kRows);
   const std::vector<KeyShape> shapes = shapes_of(line);
   for (std::size_t n = 0; n < shapes.size(); ++n) {
     p.keys.shapes[n] = shapes[n];
@@ -40,7 +41,6 @@ void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const
   p.order.tiles = static_cast<std::int32_t>(ceil_div(op.q.length, Shape::kRows));
   p.order.heads = static_cast<std::int32_t>(op.q.batch * p.keys.pass_count);
   p.order.group = heads_in_group(2 * op.q.length * (op.q.width + op.v.width), p.order.heads);
-  p.out = op.out, p.dout_rows = op.dout;
   p.lse = op.lse.data;
   p.dq = op.dq;
   p.rows = rows;

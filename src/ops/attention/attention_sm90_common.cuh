@@ -70,18 +70,6 @@ __device__ inline void made(float x) {
                : "memory");
 }
 
-// Warpgroups take turns in starting their products, so that the elementwise work of one runs under
-// the products of the others: wait_turn, start products, pass_turn; each as often as the others.
-// Warpgroup 0 is first: the last one passes the turn once at the beginning.
-template <int kGroups>
-__device__ void wait_turn(int group) {
-  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
-}
-template <int kGroups>
-__device__ void pass_turn(int group) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(1 + (group + 1) % kGroups) : "memory");
-}
-
 // By all threads of the block.
 __device__ inline void clear_shared(Address from, int bytes) {
   for (int at = static_cast<int>(threadIdx.x) * 16; at < bytes;

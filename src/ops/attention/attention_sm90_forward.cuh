@@ -181,8 +181,6 @@ struct ForwardConsumer {
     pending = false;
   }
   __device__ void skip() {
-    wait_turn<Shape::kGroups>(group);
-    pass_turn<Shape::kGroups>(group);
     flush();
     release(barriers.k_free[ring.stage]);
     wait_v(ring);
@@ -206,12 +204,10 @@ struct ForwardConsumer {
   __device__ void meet(const TileInfo& tile, Address queries) {
     if (pending) {
       wait_v(behind);
-      wait_turn<Shape::kGroups>(group);
       pin(s), pin(o), pin(weights);
       fence();
       start_scores(queries);
       start_values();
-      pass_turn<Shape::kGroups>(group);
       wait<1>();
       pin(s);
       soften(tile);
@@ -220,11 +216,9 @@ struct ForwardConsumer {
       pin(o), pin(weights);
       release(barriers.v_free[behind.stage]);
     } else {
-      wait_turn<Shape::kGroups>(group);
       pin(s);
       fence();
       start_scores(queries);
-      pass_turn<Shape::kGroups>(group);
       wait<0>();
       pin(s);
       soften(tile);
@@ -233,7 +227,6 @@ struct ForwardConsumer {
   }
   __device__ void run() {
     const int thread = static_cast<int>(threadIdx.x);
-    if (group == Shape::kGroups - 1) pass_turn<Shape::kGroups>(group);
     for (Ring<2> queries;; queries.advance()) {
       wait_for(address_of(&works.full[queries.stage]), queries.parity);
       const Work work = works.work[queries.stage];

@@ -20,10 +20,9 @@ namespace longstride::ops::cuda::sm90 {
 
 template <class A>
 struct QueryGradientParams {
-  CUtensorMap q, dout;
+  CUtensorMap q, dout, out;
   KeySource keys;
   Order order;
-  Heads<const A> out, dout_rows;
   const float* lse;  // [B, H, N]
   Heads<A> dq;
   RowNumbers rows;  // written: D and L as both gradients want them
@@ -41,10 +40,34 @@ struct QueryGradientShape {
   static constexpr int kKBytes = kKeys * kQk * 2, kVBytes = kKeys * kV * 2;
   static constexpr int kQueries = kSmall ? 2 : 1, kStages = 4;  // tiles of queries, of keys
   static constexpr int kBytes =
-      1024 + kQueries * (kQBytes + kDoutBytes) + kStages * (kKBytes + kVBytes);
+      1024 + kQueries * (kQBytes + 2 * kDoutBytes) + kStages * (kKBytes + kVBytes);
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// L log2(e), +inf for a row without keys: P = 0 there.
+__device__ inline float lse_log2(float lse) {
+  return lse == -INFINITY ? INFINITY : lse * 1.4426950408889634f;
+}
+
+// Of 8 numbers each in shared memory.
+template <class A>
+__device__ float dot_of(Address a, Address b) {
+  std::uint32_t x[4], y[4];
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(a));
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(y[0]), "=r"(y[1]), "=r"(y[2]), "=r"(y[3])
+               : "r"(b));
+  float sum = 0;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const float2 p = unpacked<A>(x[n]), q = unpacked<A>(y[n]);
+    sum += p.x * q.x + p.y * q.y;
+  }
+  return sum;
+}
 
 // One warpgroup.
 template <class A, int kQk, int kV>
@@ -55,7 +78,7 @@ struct QueryGradient {
   const QueryGradientParams<A>& p;
   WorkBarriers<Shape::kQueries>& works;
   KeyBarriers<Shape::kStages>& barriers;
-  Address q, dout, k, v;
+  Address q, dout, out, k, v;
   int group;
   float s[kKeys / 2], dp[kKeys / 2], dq[kQk / 2];
   std::uint32_t ds[kKeys / 4];
@@ -104,8 +127,10 @@ struct QueryGradient {
     const Cut cut = tile.cut(group);
     if (cut != Cut::none)
       sight.mask(s, tile, cut, row, p.keys.length, static_cast<int>(threadIdx.x) % 4);
+    const float base[2] = {lse_log2(lse[0]), lse_log2(lse[1])};
 #pragma unroll
-    for (int j = 0; j < kKeys / 2; ++j) s[j] = exp2_of(fmaf(s[j], scale_log2, -lse[j / 2 % 2]));
+    for (int j = 0; j < kKeys / 2; ++j)
+      s[j] = exp2_of(fmaf(s[j], scale_log2, j / 2 % 2 == 0 ? -base[0] : -base[1]));
     made(s[kKeys / 2 - 1] + s[kKeys / 2 - 2]);
     wait<0>();
     pin(dp), pin(ds), pin(dq);
@@ -123,41 +148,40 @@ struct QueryGradient {
     behind = ring;
     pending = true;
   }
-  // D = <dO, O> of this thread's two rows: four threads have a part of a row each.
-  __device__ float mean_of(const Work& work, std::int32_t i, int u) const {
-    const A* const o = row_of(p.out, work.batch, i, work.head);
-    const A* const d = row_of(p.dout_rows, work.batch, i, work.head);
-    float sum = 0;
-#pragma unroll
-    for (int n = 0; n < kV / 32; ++n) {
-      const int column = 8 * (4 * n + u);
-      if (column >= p.out.width) continue;
-      const auto x = device::load<8>(o + column), y = device::load<8>(d + column);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) sum += device::to_float(x.at[e]) * device::to_float(y.at[e]);
-    }
-    return sum;
-  }
-  __device__ void begin(const Work& work) {
+  // Of this thread's two rows; L is on its way while the first products run.
+  __device__ void begin(const Work& work, int slot) {
     const int u = static_cast<int>(threadIdx.x) % 4;
     const std::int64_t head = std::int64_t{work.batch} * p.dq.heads + work.head;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const std::int32_t i = row + 8 * h;
-      const bool inside = i < p.keys.length;
-      float sum = inside ? mean_of(work, i, u) : 0;
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      const float l = inside ? p.lse[head * p.keys.length + i] : -INFINITY;
-      lse[h] = l == -INFINITY ? INFINITY : l * 1.4426950408889634f;
-      mean[h] = sum;
-      if (u == 0 && i < p.rows.padded) {
-        p.rows.lse[head * p.rows.padded + i] = lse[h];
-        p.rows.mean[head * p.rows.padded + i] = sum;
+      lse[h] = i < p.keys.length ? p.lse[head * p.keys.length + i] : -INFINITY;
+      // Four threads have a part of a row each; rows behind the end are zero.
+      const int in_tile = i - work.first;
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < kV / 32; ++n) {
+        const Address at = static_cast<Address>(slot * Shape::kDoutBytes +
+                                                (n / 2 * Shape::kRows + in_tile) * kRowBytes +
+                                                ((4 * (n % 2) + u) ^ (in_tile & 7)) * 16);
+        sum += dot_of<A>(dout + at, out + at);
       }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      mean[h] = sum + __shfl_xor_sync(0xffffffffu, sum, 2);
     }
 #pragma unroll
     for (int j = 0; j < kQk / 2; ++j) dq[j] = 0;
+  }
+  __device__ void put_rows_down(const Work& work) {
+    if (threadIdx.x % 4 != 0) return;
+    const std::int64_t head = std::int64_t{work.batch} * p.dq.heads + work.head;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::int32_t i = row + 8 * h;
+      if (i >= p.rows.padded) continue;
+      p.rows.lse[head * p.rows.padded + i] = lse_log2(lse[h]);
+      p.rows.mean[head * p.rows.padded + i] = mean[h];
+    }
   }
   __device__ void run() {
     const int thread = static_cast<int>(threadIdx.x);
@@ -166,7 +190,7 @@ struct QueryGradient {
       const Work work = works.work[queries.stage];
       if (work.head < 0) return;
       row = work.first + 64 * group + thread % 128 / 32 * 16 + thread % 32 / 4;
-      begin(work);
+      begin(work, queries.stage);
       const std::uint64_t q_tile = tile_at(
           q + queries.stage * Shape::kQBytes + group * 64 * kRowBytes, Shape::kRows * kRowBytes);
       const std::uint64_t dout_tile =
@@ -184,6 +208,7 @@ struct QueryGradient {
       }
       finish_pending();
       release(works.free[queries.stage]);
+      put_rows_down(work);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const std::int32_t i = row + 8 * h;
@@ -206,7 +231,8 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
   __shared__ KeyBarriers<Shape::kStages> barriers;
   const Address q = (address_of(shared) + 1023) / 1024 * 1024;
   const Address dout = q + Shape::kQueries * Shape::kQBytes;
-  const Address k = dout + Shape::kQueries * Shape::kDoutBytes;
+  const Address out = dout + Shape::kQueries * Shape::kDoutBytes;
+  const Address k = out + Shape::kQueries * Shape::kDoutBytes;
   const Address v = k + Shape::kStages * Shape::kKBytes;
   // A box may leave rows of a tile alone; dS of 0 must not meet a NaN there.
   clear_shared(k, Shape::kStages * (Shape::kKBytes + Shape::kVBytes));
@@ -223,19 +249,21 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
     if (threadIdx.x % 128 >= 32) return;
     KeyLoader<Shape::kKeys, Shape::kGroups, kQk, kV, Shape::kStages> loader{
         p.keys, barriers, k, v, static_cast<int>(threadIdx.x) % 32};
-    load_all<Shape::kRows>(p.order, loader, works, Shape::kQBytes + Shape::kDoutBytes,
-                           [&](const Work& work, int slot, Address full) {
-                             for (int c = 0; c < kQk / 64; ++c)
-                               load_box(q + slot * Shape::kQBytes + c * Shape::kRows * kRowBytes,
-                                        p.q, full, 64 * c, work.first, 0, work.head, work.batch);
-                             for (int c = 0; c < kV / 64; ++c)
-                               load_box(
-                                   dout + slot * Shape::kDoutBytes + c * Shape::kRows * kRowBytes,
-                                   p.dout, full, 64 * c, work.first, 0, work.head, work.batch);
-                           });
+    load_all<Shape::kRows>(
+        p.order, loader, works, Shape::kQBytes + 2 * Shape::kDoutBytes,
+        [&](const Work& work, int slot, Address full) {
+          for (int c = 0; c < kQk / 64; ++c)
+            load_box(q + slot * Shape::kQBytes + c * Shape::kRows * kRowBytes, p.q, full, 64 * c,
+                     work.first, 0, work.head, work.batch);
+          for (int c = 0; c < kV / 64; ++c) {
+            const Address to = slot * Shape::kDoutBytes + c * Shape::kRows * kRowBytes;
+            load_box(dout + to, p.dout, full, 64 * c, work.first, 0, work.head, work.batch);
+            load_box(out + to, p.out, full, 64 * c, work.first, 0, work.head, work.batch);
+          }
+        });
   } else {
     take_registers<Shape::kRegisters>();
-    QueryGradient<A, kQk, kV> consumer{p, works, barriers, q, dout, k, v, group};
+    QueryGradient<A, kQk, kV> consumer{p, works, barriers, q, dout, out, k, v, group};
     consumer.run();
   }
 #endif
