@@ -30,7 +30,8 @@ Exit codes:
   1  fault of ours    4  training stopped by numbers       the same command resumes
   2  usage or input   5  device or driver
 
-Environment: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, NO_COLOR.)text";
+Environment: LONGSTRIDE_NUM_THREADS, OMP_NUM_THREADS, NO_COLOR; LONGSTRIDE_CUDA_SYNC=1 makes a fault
+on the GPU name its kernel, LONGSTRIDE_CUDA_PORTABLE=1 leaves out kernels for Hopper alone.)text";
 
 void add_globals(Program& program, CLI::App& app) {
   app.add_option("--threads", program.globals.threads,

@@ -26,8 +26,8 @@ namespace longstride {
 namespace {
 
 constexpr int kDepth = 2;  // steps under way
-constexpr std::size_t kSlots =
-    3;  // and the one before, whose end is when the next one's time begins
+// Of these and of the step before, whose end is when the time of the next one begins.
+constexpr std::size_t kSlots = kDepth + 1;
 constexpr std::int64_t kSettled = 3;  // steps after which nothing more is allocated
 
 std::int64_t free_memory() { return device::devices().at(0).free; }
