@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes docs/gpu.md from bench/results/*.json (those that bench/peers/compare_gpu.py wrote).
+
+--check writes nothing and fails where the file is not what would be written.
+"""
+import json
+import pathlib
+import sys
+
+from kernels_doc import percent, si, table
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS, DOCUMENT = ROOT / "bench/results", ROOT / "docs/gpu.md"
+
+HEAD = """# Training steps on a GPU: what was measured
+
+Written by `tools/gpu_doc.py` from [bench/results](../bench/results); do not edit.
+`bench/peers/compare_gpu.py` measures: whole steps (forward, backward, clipping, AdamW, dropout as in the
+presets) on random bytes, the fastest of several. "Of the product" is the needed work (recomputation not
+counted) over the rate of an 8192³ matrix product in the same precision and run. PyTorch's forms are in
+[train_step.py](../bench/peers/train_step.py).
+"""
+
+
+def load():
+    results = []
+    for file in sorted(RESULTS.glob("*.json")):
+        result = json.loads(file.read_text())
+        if "gpu_parts" in result:
+            results.append({**result, "file": file.name})
+    return results
+
+
+def our_row(name, run):
+    if "failed" in run:
+        return [name, run["failed"], "", "", "", "", ""]
+    return [name, f"{run['batch']}", f"{1e3 * run['seconds_per_step']:.1f}",
+            f"{run['symbols_per_second'] / 1e3:,.0f} k",
+            si(run["flops_per_second"], "flop/s"), percent(run["share"]),
+            si(run["peak_memory"], "B")]
+
+
+OUR_HEAD = ["", ">batch", ">ms a step", ">tokens/s", ">rate", ">of the product", ">memory"]
+
+
+def models_section(part):
+    rows = [our_row(f"{name}, recompute {mode}", run)
+            for name, modes in part["longstride"].items() for mode, run in modes.items()]
+    text = "## The paper's models\n\n" + table(OUR_HEAD, rows)
+    peer = part.get("pytorch", {})
+    if peer.get("models"):
+        rows = [[f"{name}, {key}", f"{1e3 * row['seconds_per_step']:.1f}",
+                 f"{row['symbols_per_second'] / 1e3:,.0f} k", si(row["peak_memory"], "B")]
+                if "failed" not in row else [f"{name}, {key}", row["failed"], "", ""]
+                for name, forms in peer["models"].items() for key, row in forms.items()]
+        text += f"\nPyTorch {peer['torch']} on the same card in the same run:\n\n" + table(
+            ["", ">ms a step", ">tokens/s", ">memory"], rows)
+    return text + "\n" + operations(part["longstride"])
+
+
+def operations(models):
+    runs = {name: modes["off"] for name, modes in models.items() if "failed" not in modes["off"]}
+    names = list(dict.fromkeys(o["name"] for run in runs.values() for o in run["operations"]))
+    cells = {(model, o["name"]): f"{1e3 * o['seconds']:.1f} ({percent(o['share'])})"
+             for model, run in runs.items() for o in run["operations"]}
+    return ("Where the time goes, without recomputation, in steps that run operation by operation:\n\n"
+            + table(["ms a step", *(">" + model for model in runs)],
+                    [[name, *(cells.get((model, name), "") for model in runs)] for name in names]))
+
+
+def table2_section(part):
+    rows = [our_row(f"{name}, {kind}", run)
+            for name, kinds in part.items() for kind, run in kinds.items()]
+    return "## Patterns at the same shape (Table 2 of the paper)\n\n" + table(OUR_HEAD, rows)
+
+
+def length_section(part):
+    text = "## Length and depth\n\n"
+    if "failed" not in part["growth"]:
+        rows = [[f"{row['length']:,}", f"{1e3 * row['seconds_per_step']:.2f}",
+                 f"{1e9 * row['seconds_per_symbol']:.1f}", percent(row["share"]),
+                 si(row["peak_memory"], "B")] for row in part["growth"]["growth"]]
+        text += ("A model of width 256, 4 layers, 4 heads, half local(√N), half column(√N), "
+                 "batch 1:\n\n" + table([">N", ">ms a step", ">ns a token", ">of the product",
+                                         ">memory"], rows)
+                 + f"\nTime a token ~ N^{part['growth']['fits'][0]['exponent']:.2f}.\n\n")
+    rows = [our_row("music-3m-1m: 1,048,576 symbols, 3.1M parameters, recompute on",
+                    part["music-3m-1m"]),
+            our_row("256 layers of width 256, N 12,288", part["256 layers"])]
+    return text + table(OUR_HEAD, rows)
+
+
+def ratios_section(ratios):
+    rows = [[r["what"], f"{'≤' if r['at_most'] else '≥'} {r['target']:.3g}",
+             f"{r['value']:.3g}" + ("" if r["met"] else " (missed)")] for r in ratios]
+    return "## Targets\n\n" + table(["what", ">target", ">measured"], rows)
+
+
+SECTIONS = {"models": models_section, "table2": table2_section, "length": length_section}
+
+
+def document(results):
+    pieces = [HEAD]
+    for result in results:
+        cards = {run["device"] for modes in result["gpu_parts"]["models"]["longstride"].values()
+                 for run in modes.values() if "failed" not in run}
+        pieces.append(f"{', '.join(sorted(cards))}; {result['date'][:10]}; commit "
+                      f"{result['commit']}; [{result['file']}](../bench/results/{result['file']})\n")
+        pieces.append(ratios_section(result["ratios"]))
+        pieces += [SECTIONS[name](part) for name, part in result["gpu_parts"].items()]
+    return "\n".join(pieces)
+
+
+def main():
+    text = document(load())
+    if sys.argv[1:] == ["--check"]:
+        if not DOCUMENT.exists() or DOCUMENT.read_text() != text:
+            sys.exit("gpu_doc: docs/gpu.md is not what tools/gpu_doc.py writes; run it")
+    elif sys.argv[1:]:
+        sys.exit("usage: gpu_doc.py [--check]")
+    else:
+        DOCUMENT.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
