@@ -26,8 +26,4 @@ template <class A>
 DevicePassBytes device_pass_bytes(const ModelConfig& model, std::int64_t batch,
                                   const DevicePassPlan& plan);
 
-// The segment that takes the least memory.
-template <class A>
-DevicePassPlan smallest_plan(const ModelConfig& model, std::int64_t batch);
-
 }  // namespace longstride

@@ -359,20 +359,6 @@ DevicePassBytes device_pass_bytes(const ModelConfig& model, std::int64_t batch,
               (plan.trains ? f * embedding_scratch(model, s) : 0)};
 }
 
-template <class A>
-DevicePassPlan smallest_plan(const ModelConfig& model, std::int64_t batch) {
-  const DeviceShape s(model, batch, model.context);
-  const auto kept = [&](std::int64_t segment) {  // all else is the same for any segment
-    const Ends ends(model, s, {segment});
-    return ends.kept * DeviceKept<A>::bytes(s) +
-           ends.segments * ends.stream * static_cast<std::int64_t>(sizeof(float));
-  };
-  DevicePassPlan best{1};
-  for (std::int64_t segment = 2; segment <= model.layers; ++segment)
-    if (kept(segment) < kept(best.segment)) best.segment = segment;
-  return best;
-}
-
 template class DeviceTrainingPass<float>;
 template class DeviceTrainingPass<bf16>;
 template class DeviceTrainingPass<fp16>;
@@ -382,8 +368,5 @@ template DevicePassBytes device_pass_bytes<bf16>(const ModelConfig&, std::int64_
                                                  const DevicePassPlan&);
 template DevicePassBytes device_pass_bytes<fp16>(const ModelConfig&, std::int64_t,
                                                  const DevicePassPlan&);
-template DevicePassPlan smallest_plan<float>(const ModelConfig&, std::int64_t);
-template DevicePassPlan smallest_plan<bf16>(const ModelConfig&, std::int64_t);
-template DevicePassPlan smallest_plan<fp16>(const ModelConfig&, std::int64_t);
 
 }  // namespace longstride
