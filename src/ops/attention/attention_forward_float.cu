@@ -227,8 +227,9 @@ __global__ void __launch_bounds__(Shape::kThreads)
   load_rows<Shape, Shape::kRows>(shared, row_of(a.q, tile.batch, 0, h), a.q.row_stride, a.q.width,
                                  whole,
                                  [&](int r) { return r < tile.count ? tile.position(r) : -1; });
-  if (threadIdx.x == 0) {
-    walk.begin(tile, a.parts);
+  if (threadIdx.x < 32) {
+    if (threadIdx.x == 0) walk.begin(tile, a.parts);
+    __syncwarp();
     walk.write(0);
   }
   __syncthreads();
@@ -240,9 +241,8 @@ __global__ void __launch_bounds__(Shape::kThreads)
   for (int n = 0;; ++n) {
     const KeySlot& slot = walk.ring[n % Shape::kSlots];
     if (slot.part == nullptr) break;
-    const auto position = [&](int r) {
-      return slot.first + r < slot.end ? slot.map.position(slot.first + r) : -1;
-    };
+    const std::int32_t* const positions = walk.position[n % Shape::kSlots];
+    const auto position = [&](int r) { return positions[r]; };
     load_rows<Shape, Shape::kKeys>(k, row_of(a.k, tile.batch, 0, h), a.k.row_stride, a.k.width,
                                    whole, position);
     load_rows<Shape, Shape::kKeys>(v, row_of(a.v, tile.batch, 0, h), a.v.row_stride, a.v.width,
@@ -251,9 +251,9 @@ __global__ void __launch_bounds__(Shape::kThreads)
     constexpr int kWarpRows = Shape::kRows / (Shape::kThreads / 32);
     const int first_row = static_cast<int>(threadIdx.x / 32) * kWarpRows;
     if (masked)
-      make_mask<kWarpRows, Shape::kKeys>(words + first_row * (Shape::kKeys / 32), slot, tile,
-                                         first_row);
-    if (threadIdx.x == 0) walk.write(n + 1);
+      make_mask<kWarpRows, Shape::kKeys>(words + first_row * (Shape::kKeys / 32), *slot.part,
+                                         slot.lane, slot.first, position, tile, first_row);
+    if (threadIdx.x < 32) walk.write(n + 1);
     __syncthreads();
     if (slot.range != range) {
       range = slot.range;

@@ -18,13 +18,15 @@ struct ForwardArguments {
   std::int32_t heads = 0;   // passes of the group
   std::int32_t stride = 1;  // from one query of a tile to the next
   std::int32_t lanes = 1;   // of queries, min(stride, length)
-  std::int32_t tiles = 0;   // of a lane, set by the launch
+  std::int32_t tiles = 0;   // of a lane; set by the launch, like the dividers
+  Divider by_heads, by_lanes, by_batch;
   std::int32_t length = 0;
   float scale = 1;
-  std::int32_t whole_pieces = 0;  // widths, strides and addresses allow moves of 16 bytes
+  bool whole_pieces = false;  // widths, strides and addresses allow moves of 16 bytes
+  bool even = false;          // PassGroup::even
 };
 
-// Tensor cores, widths up to kQk and kV. A: bf16, fp16.
+// Tensor cores, widths up to kQk and kV. A: bf16, fp16. long_tiles: where queries are consecutive.
 template <class A, int kQk, int kV>
 void forward(device::Stream stream, const ForwardArguments<A>& a, bool long_tiles);
 // FMA in float, widths up to kWidth.

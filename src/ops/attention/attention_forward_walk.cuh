@@ -26,83 +26,112 @@ struct QueryTile {
 template <class A>
 __device__ QueryTile query_tile(const ForwardArguments<A>& a, std::int32_t rows) {
   QueryTile tile;
-  std::uint32_t block = blockIdx.x;
-  const auto take = [&](std::int64_t n) {
-    const std::uint32_t rest = block / static_cast<std::uint32_t>(n);
-    const auto digit = static_cast<std::int32_t>(block - rest * static_cast<std::uint32_t>(n));
+  auto block = static_cast<std::int32_t>(blockIdx.x);
+  const auto take = [&](const Divider& n) {
+    const std::int32_t rest = n.quotient(block), digit = block - rest * n.by;
     block = rest;
     return digit;
   };
-  tile.pass = a.passes[take(a.heads)];
-  tile.lane = take(a.lanes);
-  tile.batch = take(a.q.batch);
-  tile.first = (a.tiles - 1 - static_cast<std::int32_t>(block)) * rows;
+  tile.pass = a.passes[take(a.by_heads)];
+  tile.lane = take(a.by_lanes);
+  tile.batch = take(a.by_batch);
+  tile.first = (a.tiles - 1 - block) * rows;
   tile.stride = a.stride;
   const std::int32_t steps = (a.length - tile.lane + a.stride - 1) / a.stride;
   tile.count = smaller(rows, steps - tile.first);
   return tile;
 }
 
+// Tells the compiler that a pointer which was kept in shared memory is not to it.
+template <class T>
+__device__ __forceinline__ const T* in_memory(const T* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
+
 // Key indices [first, end) of a range, at most one tile of them.
 struct KeySlot {
-  const DevicePart* part = nullptr;  // null: behind the last
-  std::int32_t lane = 0;
-  std::int32_t first = 0, end = 0;  // `end` is that of the range
-  std::int32_t range = -1;          // number of the range
-  KeyMap map;
+  const DevicePart* part;  // null: behind the last
+  std::int32_t lane;
+  std::int32_t first, end;  // `end` is that of the range
+  std::int32_t range;       // number of the range
 };
 
-// The tiles of keys of a query tile, in order. Lives in shared memory: one thread walks, and all
-// read the slots that it leaves in a ring.
+// The tiles of keys of a query tile, in order. Lives in shared memory: one warp walks, and all read
+// the slots that it leaves in a ring, and where the keys lie.
 template <int kKeys, int kSlots>
 struct KeyWalk {
   TileWalk walk;
-  KeySlot ahead;
+  KeySlot ahead;  // what was written last, and the keys of its range
+  KeyMap map;
   KeySlot ring[kSlots];
+  std::int32_t position[kSlots][kKeys];  // negative: no key
 
-  __device__ void begin(const QueryTile& tile, const DevicePart* parts) {
+  // By one thread.
+  __device__ __forceinline__ void begin(const QueryTile& tile, const DevicePart* parts) {
     walk = TileWalk(parts + tile.pass.first_part, tile.pass.parts, tile.pass.pass, tile.position(0),
                     tile.position(tile.count - 1));
-    ahead = KeySlot();
+    ahead.part = nullptr;
+    ahead.first = ahead.end = 0;
+    ahead.range = -1;
   }
 
-  // Writes slot n; the slots before it are written.
-  __device__ void write(int n) {
-    ahead.first += kKeys;
-    if (ahead.first >= ahead.end) {
-      if (ahead.range >= 0 && ahead.part == nullptr) {
-        // behind the last already
-      } else if (walk.next()) {
-        ahead.part = walk.part;
-        ahead.lane = walk.lane;
-        ahead.first = walk.keys.begin;
-        ahead.end = walk.keys.end;
+  // Writes slot n, by all threads of a warp; the slots before it are written.
+  __device__ __forceinline__ void write(int n) {
+    const int thread = static_cast<int>(threadIdx.x & 31);
+    const bool done = ahead.part == nullptr && ahead.range >= 0;
+    const bool within = ahead.first + kKeys < ahead.end;
+    __syncwarp();
+    if (within) {
+      if (thread == 0) ahead.first += kKeys;
+    } else if (!done) {
+      TileWalk w = walk;
+      KeyRange keys;
+      while (w.advance()) {
+        const KeyRange seen = reach(*in_memory(w.part), w.lane, thread == 0 ? w.from : w.to);
+        keys.begin = __shfl_sync(0xffffffffu, seen.begin, 0);
+        keys.end = __shfl_sync(0xffffffffu, seen.end, 1);
+        if (!keys.empty()) break;
+      }
+      __syncwarp();
+      if (thread == 0) {
+        walk = w;
+        ahead.part = keys.empty() ? nullptr : w.part;
+        ahead.lane = w.lane;
+        ahead.first = keys.begin;
+        ahead.end = keys.end;
         ++ahead.range;
-        ahead.map = key_map(*walk.part, walk.lane);
-      } else {
-        ahead.part = nullptr;
-        ahead.range = larger(ahead.range, 0);
+        if (!keys.empty()) map = key_map(*w.part, w.lane);
       }
     }
-    ring[n % kSlots] = ahead;
+    __syncwarp();
+    if (thread == 0) ring[n % kSlots] = ahead;
+    if (ahead.part != nullptr)
+#pragma unroll
+      for (int r = thread; r < kKeys; r += 32) {
+        const std::int32_t t = ahead.first + r;
+        position[n % kSlots][r] = t < ahead.end ? map.position(t) : -1;
+      }
   }
 };
 
-// One bit a pair, for parts that decide pair by pair, of rows [row, row + kRows) of the tile, by
-// one warp: words[row][key / 32].
-template <int kRows, int kKeys>
-__device__ __forceinline__ void make_mask(std::uint32_t* words, const KeySlot& slot,
-                                          const QueryTile& tile, int row) {
+// One bit a pair, for parts that decide pair by pair, of rows [row, row + kRows) of the tile and
+// kKeys keys from index `first` on, by one warp: words[row][key / 32].
+template <int kRows, int kKeys, class Position>
+__device__ __forceinline__ void make_mask(std::uint32_t* words, const DevicePart& part,
+                                          std::int32_t part_lane, std::int32_t first,
+                                          const Position& position, const QueryTile& tile,
+                                          int row) {
   const int lane = static_cast<int>(threadIdx.x & 31);
 #pragma unroll 1
   for (int r = 0; r < kRows; ++r) {
     KeyRange seen;
     const std::int32_t i = row + r < tile.count ? tile.position(row + r) : 0;
-    if (row + r < tile.count) seen = reach_in_lane(*slot.part, slot.lane, i);
+    if (row + r < tile.count) seen = reach_in_lane(part, part_lane, i);
+#pragma unroll 1
     for (int w = 0; w < kKeys / 32; ++w) {
-      const std::int32_t t = slot.first + w * 32 + lane;
-      const bool kept =
-          t >= seen.begin && t < seen.end && keeps(*slot.part, i, slot.map.position(t));
+      const std::int32_t t = first + w * 32 + lane;
+      const bool kept = t >= seen.begin && t < seen.end && keeps(part, i, position(w * 32 + lane));
       const std::uint32_t word = __ballot_sync(0xffffffffu, kept);
       if (lane == 0) words[r * (kKeys / 32) + w] = word;
     }
@@ -135,6 +164,9 @@ void launch_forward(device::Stream stream, Kernel kernel, ForwardArguments<A> a,
   const std::int64_t blocks = a.q.batch * a.heads * a.lanes * a.tiles;
   if (blocks >= std::int64_t{1} << 31)
     throw invalid_argument("attention: ", blocks, " blocks of threads, want less than 2^31");
+  a.by_heads = divider(a.heads);
+  a.by_lanes = divider(a.lanes);
+  a.by_batch = divider(a.q.batch);
   device::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                 "attention forward");
   kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(a);

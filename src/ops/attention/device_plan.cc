@@ -124,6 +124,17 @@ DevicePart make_part(const PartPlan& plan, std::size_t number) {
   return part;
 }
 
+std::int32_t only_part(const HeadPass& pass, const std::vector<DevicePart>& parts) {
+  std::int32_t only = -1;
+  for (std::int32_t p = pass.first_part; p < pass.first_part + pass.parts; ++p) {
+    const DevicePart& part = parts[static_cast<std::size_t>(p)];
+    if (part.pass != pass.pass) continue;
+    if (only >= 0 || part.type == PartType::summary || part.type == PartType::listed) return -1;
+    only = p;
+  }
+  return only;
+}
+
 // Keys per query of one pass, from some queries spread over the sequence.
 double mean_keys(const HeadPass& pass, const std::vector<DevicePart>& parts, std::int64_t length) {
   constexpr std::int64_t kSamples = 61;
@@ -206,6 +217,9 @@ PlanTables::PlanTables(const AttentionPlan& plan)
   for (auto& [key, group] : columns) groups.push_back(std::move(group));
   if (!line.heads.empty()) groups.push_back(std::move(line));
   for (PassGroup& group : groups) {
+    for (HeadPass& pass : group.heads) pass.only_part = only_part(pass, parts);
+    group.even = std::all_of(group.heads.begin(), group.heads.end(),
+                             [](const HeadPass& pass) { return pass.only_part >= 0; });
     for (const HeadPass& pass : group.heads) group.keys_per_query += mean_keys(pass, parts, length);
     group.keys_per_query /= static_cast<double>(group.heads.size());
   }

@@ -95,6 +95,9 @@ struct HeadPass {
   std::int32_t first_part = 0, parts = 0;  // of its union
   std::int32_t pass = 0;                   // those of the union's parts that have this pass
   std::int32_t merges = 0;                 // with the (O, L) of an earlier pass
+  // The number of the only part, where there is one and its keys lie evenly (neither a summary nor
+  // a list); else -1.
+  std::int32_t only_part = -1;
 };
 
 constexpr std::int32_t smaller(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
@@ -103,6 +106,9 @@ constexpr std::int32_t larger(std::int32_t a, std::int32_t b) { return a > b ? a
 // The first of the ascending `values` [begin, end) that is >= x.
 constexpr std::int32_t lower_bound(const std::int32_t* values, std::int32_t begin, std::int32_t end,
                                    std::int32_t x) {
+#ifdef __CUDA_ARCH__
+#pragma unroll 1
+#endif
   while (begin < end) {
     const std::int32_t middle = begin + (end - begin) / 2;
     if (values[middle] < x)
@@ -167,9 +173,16 @@ constexpr std::int32_t keys_before(const DevicePart& part, std::int32_t lane, st
 constexpr KeyRange positions(const DevicePart& part, std::int32_t i) {
   std::int32_t begin = larger(part.first, i + 1 - part.window);
   std::int32_t end = smaller(part.first_end, i + 1 - part.newest);
-  for (std::int32_t e = 0; e < part.begin_edges; ++e) begin = larger(begin, part.edges[e].at(i));
-  for (std::int32_t e = part.begin_edges; e < part.edges_end; ++e)
-    end = smaller(end, part.edges[e].at(i));
+#ifdef __CUDA_ARCH__  // there are few, and kernels hold many copies of this
+#pragma unroll 1
+#endif
+  for (std::int32_t e = 0; e < part.edges_end; ++e) {
+    const std::int32_t at = part.edges[e].at(i);
+    if (e < part.begin_edges)
+      begin = larger(begin, at);
+    else
+      end = smaller(end, at);
+  }
   return {larger(0, begin), larger(0, end)};
 }
 
@@ -293,21 +306,29 @@ struct TileWalk {
         last(last_query) {}
 
   constexpr bool next() {
-    while (true) {
-      if (part != nullptr && part->type == PartType::listed && lane < lane_of(*part, last)) {
-        ++lane;
-      } else {
-        while (next_part != end_part && next_part->pass != pass) ++next_part;
-        if (next_part == end_part) return false;
-        part = next_part++;
-        lane = lane_of(*part, first);
-      }
-      const bool listed = part->type == PartType::listed;
-      const std::int32_t from = listed ? larger(first, query(*part, lane, 0)) : first;
-      const std::int32_t to = listed ? smaller(last, query(*part, lane + 1, 0) - 1) : last;
+    while (advance()) {
       keys = {reach(*part, lane, from).begin, reach(*part, lane, to).end};
       if (!keys.empty()) return true;
     }
+    return false;
+  }
+
+  // The next part and lane, of which the queries from <= i <= to may see keys: the range runs from
+  // the begin of the first one's reach to the end of the last one's.
+  std::int32_t from = 0, to = 0;
+  constexpr bool advance() {
+    if (part != nullptr && part->type == PartType::listed && lane < lane_of(*part, last)) {
+      ++lane;
+    } else {
+      while (next_part != end_part && next_part->pass != pass) ++next_part;
+      if (next_part == end_part) return false;
+      part = next_part++;
+      lane = lane_of(*part, first);
+    }
+    const bool listed = part->type == PartType::listed;
+    from = listed ? larger(first, query(*part, lane, 0)) : first;
+    to = listed ? smaller(last, query(*part, lane + 1, 0) - 1) : last;
+    return true;
   }
 
   // The key indices of the current range that query i of the tile sees.
@@ -323,6 +344,7 @@ struct PassGroup {
   std::int32_t stride = 0;  // of the columns; 0: line
   std::vector<HeadPass> heads;
   double keys_per_query = 0;  // mean over heads and queries, about: what decides on tiles
+  bool even = false;          // every pass has an only_part
 };
 
 // Host memory: what is copied to the device.

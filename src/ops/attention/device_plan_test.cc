@@ -198,6 +198,21 @@ TEST(DevicePlan, PassesAreColumnsFirstThenTheLine) {
   EXPECT_EQ(tables.groups[2].heads.size(), 4u);
   EXPECT_EQ(tables.groups[2].heads[0].merges, 1);
   EXPECT_EQ(tables.groups[2].heads[3].merges, 0);
+  EXPECT_TRUE(tables.groups[0].even);
+  EXPECT_TRUE(tables.groups[2].even);
+  const HeadPass& local = tables.groups[2].heads[0];
+  EXPECT_EQ(local.only_part, local.first_part);  // strided(12) is local(12) + column(12)
+}
+
+TEST(DevicePlan, KnowsPassesOfOneEvenPart) {
+  const auto even = [](const char* spec) {
+    return PlanTables(test::plan_of(spec, 1, 100)).groups.back().even;
+  };
+  for (const char* spec :
+       {"dense", "row(9)", "column(7)", "previous_row(8)", "column(7) + global(3)"})
+    EXPECT_TRUE(even(spec)) << spec;
+  for (const char* spec : {"row(9) + global(3)", "summary(8, 2, 0)", "random(2, 1, 8)"})
+    EXPECT_FALSE(even(spec)) << spec;
 }
 
 TEST(DevicePlan, TakesNumbersFarBeyondTheSequence) {
