@@ -13,7 +13,8 @@ struct RowNumbers {
 };
 inline constexpr int kQueryTile = 64;
 
-template <class A, int kQk, int kV>
+// kShort: where queries see few keys.
+template <class A, int kQk, int kV, bool kShort>
 void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const Line& line,
                     const RowNumbers& rows);
 template <class A, int kQk, int kV>

@@ -20,10 +20,10 @@ void launch_each(device::Stream stream, Kernel kernel, int threads, int bytes, c
            static_cast<std::size_t>(bytes), stream>>>(p);
 }
 
-template <class A, int kQk, int kV>
+template <class A, int kQk, int kV, bool kShort>
 void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const Line& line,
                     const RowNumbers& rows) {
-  using Shape = QueryGradientShape<kQk, kV>;
+  using Shape = QueryGradientShape<kQk, kV, kShort>;
   QueryGradientParams<A> p{};
   p.q = rows_map<A>(op.q, Shape::kRows);
   p.dout = rows_map<A>(op.dout, Shape::kRows);
@@ -45,7 +45,7 @@ void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const
   p.dq = op.dq;
   p.rows = rows;
   p.scale = op.scale;
-  launch_each(stream, query_gradient_kernel<A, kQk, kV>, Shape::kThreads, Shape::kBytes, p);
+  launch_each(stream, query_gradient_kernel<A, kQk, kV, kShort>, Shape::kThreads, Shape::kBytes, p);
   device::launched(stream, "attention_backward dq (Hopper) ", op.q.batch, "x", op.q.length, "x",
                    op.q.heads, "x", op.q.width, "/", op.v.width);
 }

@@ -27,9 +27,10 @@ bool takes(const Attention<A>& op, const Line& line) {
 
 template <class A>
 void attention(device::Stream stream, const Attention<A>& op, const Line& line) {
-  if (op.q.width > 64) return forward<A, 128, 128>(stream, op, line);
-  if (op.v.width > 64) return forward<A, 64, 128>(stream, op, line);
-  forward<A, 64, 64>(stream, op, line);
+  if (op.q.width > 64) return forward<A, 128, 128, false>(stream, op, line);
+  if (op.v.width > 64) return forward<A, 64, 128, false>(stream, op, line);
+  if (sees_few(line, 2 * kTile)) return forward<A, 64, 64, true>(stream, op, line);
+  forward<A, 64, 64, false>(stream, op, line);
 }
 
 template <class A>
@@ -57,9 +58,11 @@ void attention_backward(device::Stream stream, const AttentionBackward<A>& op, c
     query(stream, op, line, rows);
     key(stream, op, line, rows);
   };
-  if (op.q.width > 64) return run(query_gradient<A, 128, 128>, key_gradient<A, 128, 128>);
-  if (op.v.width > 64) return run(query_gradient<A, 64, 128>, key_gradient<A, 64, 128>);
-  run(query_gradient<A, 64, 64>, key_gradient<A, 64, 64>);
+  if (op.q.width > 64) return run(query_gradient<A, 128, 128, false>, key_gradient<A, 128, 128>);
+  if (op.v.width > 64) return run(query_gradient<A, 64, 128, false>, key_gradient<A, 64, 128>);
+  if (sees_few(line, 2 * kTile))
+    return run(query_gradient<A, 64, 64, true>, key_gradient<A, 64, 64>);
+  run(query_gradient<A, 64, 64, false>, key_gradient<A, 64, 64>);
 }
 
 template bool takes(const Attention<bf16>&, const Line&);

@@ -21,8 +21,6 @@
 
 namespace longstride::ops::cuda::sm90 {
 
-inline constexpr int kKeys = 128;  // of a tile
-
 template <class A>
 struct ForwardParams {
   CUtensorMap q;
@@ -33,24 +31,28 @@ struct ForwardParams {
   float scale;
 };
 
-template <int kQk, int kV>
+// kShort: for queries that see few keys: small tiles of keys fit better, and more warpgroups work
+// while others begin or end.
+template <int kQk, int kV, bool kShort>
 struct ForwardShape {
-  static constexpr int kGroups = kQk == 64 && kV == 64 ? 3 : 2;
+  static constexpr int kKeys = kShort ? 64 : 128;
+  static constexpr int kGroups = kShort ? 4 : kQk == 64 && kV == 64 ? 3 : 2;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kRegisters = kGroups == 3 ? 160 : 232,
-                       kLoaderRegisters = kGroups == 3 ? 32 : 40;
+  static constexpr int kRegisters = kGroups == 4 ? 112 : kGroups == 3 ? 160 : 232;
+  static constexpr int kLoaderRegisters = kGroups >= 3 ? 32 : 40;
   static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
-  static constexpr int kQBytes = kRows * kQk * 2, kKBytes = kKeys * kQk * 2,
-                       kVBytes = kKeys * kV * 2;
-  static constexpr int kStages = (kQk == 64 ? (kV == 64 ? 5 : 4) : 2);
+  static constexpr int kQBytes = kRows * kQk * 2;
+  static constexpr int kKBytes = kKeys * kQk * 2, kVBytes = kKeys * kV * 2;
+  static constexpr int kStages = kShort ? 8 : kQk == 64 ? (kV == 64 ? 5 : 4) : 2;
   static constexpr int kBytes = 1024 + 2 * kQBytes + kStages * (kKBytes + kVBytes);
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Online softmax of 64 x 128 scores; thread registers as of wgmma: two rows, of which four threads
-// have a part each.
+// Online softmax of 64 x kKeys scores; thread registers as of wgmma: two rows, of which four
+// threads have a part each.
+template <int kKeys>
 struct Softmax {
   float top[2] = {-INFINITY, -INFINITY};  // largest score so far
   float sum[2] = {0, 0};                  // of exp(score - top), of this thread's columns
@@ -85,9 +87,9 @@ struct Softmax {
 
 // Rows `row` and `row` + 8 of a thread: normalised, merged with an earlier pass where there was
 // one.
-template <class A, int kV>
+template <class A, int kV, int kKeys>
 __device__ void finish(const ForwardParams<A>& p, const Work& work, std::int32_t row, int u,
-                       const Softmax& softmax, float (&o)[kV / 2]) {
+                       const Softmax<kKeys>& softmax, float (&o)[kV / 2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = softmax.sum[h];
@@ -134,9 +136,10 @@ __device__ void finish(const ForwardParams<A>& p, const Work& work, std::int32_t
 }
 
 // One warpgroup.
-template <class A, int kQk, int kV>
+template <class A, int kQk, int kV, bool kShort>
 struct ForwardConsumer {
-  using Shape = ForwardShape<kQk, kV>;
+  using Shape = ForwardShape<kQk, kV, kShort>;
+  static constexpr int kKeys = Shape::kKeys;
   using Stage = Ring<Shape::kStages>;
   const ForwardParams<A>& p;
   WorkBarriers<2>& works;
@@ -145,7 +148,7 @@ struct ForwardConsumer {
   int group;
   float s[kKeys / 2], o[kV / 2];
   std::uint32_t weights[kKeys / 4];  // P of the tile before
-  Softmax softmax;
+  Softmax<kKeys> softmax;
   Sight<kKeys> sight;
   std::int32_t row;      // the first of this thread's two
   bool pending = false;  // weights are still to be multiplied with the values of `behind`
@@ -240,25 +243,26 @@ struct ForwardConsumer {
         wait_for(address_of(&barriers.k_full[ring.stage]), ring.parity);
         const TileInfo tile = barriers.info[ring.stage];
         last = tile.last != 0;
+        const Address mine = q + queries.stage * Shape::kQBytes;
         if (tile.seen(group))
-          meet(tile, q + queries.stage * Shape::kQBytes);
+          meet(tile, mine);
         else
           skip();
       }
       release(works.free[queries.stage]);
       flush();
-      finish<A, kV>(p, work, row, thread % 4, softmax, o);
+      finish<A, kV, kKeys>(p, work, row, thread % 4, softmax, o);
     }
   }
 };
 
 #endif
 
-template <class A, int kQk, int kV>
-__global__ void __launch_bounds__(ForwardShape<kQk, kV>::kThreads, 1)
+template <class A, int kQk, int kV, bool kShort>
+__global__ void __launch_bounds__(ForwardShape<kQk, kV, kShort>::kThreads, 1)
     forward_kernel(const __grid_constant__ ForwardParams<A> p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Shape = ForwardShape<kQk, kV>;
+  using Shape = ForwardShape<kQk, kV, kShort>;
   extern __shared__ unsigned char shared[];
   __shared__ WorkBarriers<2> works;
   __shared__ KeyBarriers<Shape::kStages> barriers;
@@ -277,7 +281,7 @@ __global__ void __launch_bounds__(ForwardShape<kQk, kV>::kThreads, 1)
   if (group == Shape::kGroups) {
     give_registers<Shape::kLoaderRegisters>();
     if (threadIdx.x % 128 >= 32) return;
-    KeyLoader<kKeys, Shape::kGroups, kQk, kV, Shape::kStages> loader{
+    KeyLoader<Shape::kKeys, Shape::kGroups, kQk, kV, Shape::kStages> loader{
         p.keys, barriers, k, v, static_cast<int>(threadIdx.x) % 32};
     load_all<Shape::kRows>(p.order, loader, works, Shape::kQBytes,
                            [&](const Work& work, int slot, Address full) {
@@ -287,7 +291,7 @@ __global__ void __launch_bounds__(ForwardShape<kQk, kV>::kThreads, 1)
                            });
   } else {
     take_registers<Shape::kRegisters>();
-    ForwardConsumer<A, kQk, kV> consumer{p, works, barriers, q, k, v, group};
+    ForwardConsumer<A, kQk, kV, kShort> consumer{p, works, barriers, q, k, v, group};
     consumer.run();
   }
 #endif

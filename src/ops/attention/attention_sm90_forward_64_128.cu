@@ -2,7 +2,7 @@
 
 namespace longstride::ops::cuda::sm90 {
 
-template void forward<bf16, 64, 128>(device::Stream, const Attention<bf16>&, const Line&);
-template void forward<fp16, 64, 128>(device::Stream, const Attention<fp16>&, const Line&);
+template void forward<bf16, 64, 128, false>(device::Stream, const Attention<bf16>&, const Line&);
+template void forward<fp16, 64, 128, false>(device::Stream, const Attention<fp16>&, const Line&);
 
 }  // namespace longstride::ops::cuda::sm90

@@ -11,16 +11,16 @@
 
 namespace longstride::ops::cuda::sm90 {
 
-template <class A, int kQk, int kV>
+template <class A, int kQk, int kV, bool kShort>
 void forward(device::Stream stream, const Attention<A>& op, const Line& line) {
-  using Shape = ForwardShape<kQk, kV>;
+  using Shape = ForwardShape<kQk, kV, kShort>;
   ForwardParams<A> p{};
   p.q = rows_map<A>(op.q, Shape::kRows);
   const std::vector<KeyShape> shapes = shapes_of(line);
   for (std::size_t n = 0; n < shapes.size(); ++n) {
     p.keys.shapes[n] = shapes[n];
-    p.keys.k[n] = keys_map<A>(op.k, shapes[n], kKeys);
-    p.keys.v[n] = keys_map<A>(op.v, shapes[n], kKeys);
+    p.keys.k[n] = keys_map<A>(op.k, shapes[n], Shape::kKeys);
+    p.keys.v[n] = keys_map<A>(op.v, shapes[n], Shape::kKeys);
   }
   p.keys.parts = line.device_parts;
   p.keys.passes = line.device_passes;
@@ -33,7 +33,7 @@ void forward(device::Stream stream, const Attention<A>& op, const Line& line) {
   p.lse = op.lse.data;
   p.scale = op.scale;
 
-  const auto kernel = forward_kernel<A, kQk, kV>;
+  const auto kernel = forward_kernel<A, kQk, kV, kShort>;
   device::check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes),
       "attention (Hopper)");

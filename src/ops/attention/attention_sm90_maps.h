@@ -20,6 +20,9 @@ bool can_map(const Heads<A>& x) {
 // Whether tiles of `tile` keys suit the parts that the passes use.
 bool can_tile(const Line& line, int tile);
 
+// Whether no query sees more than `keys` keys of a part, and they lie together.
+bool sees_few(const Line& line, std::int32_t keys);
+
 // Whether the gradients of all keys can be had tile by tile (attention_sm90_key_tiles.cuh).
 bool can_turn(const Line& line);
 

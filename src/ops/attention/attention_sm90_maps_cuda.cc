@@ -29,6 +29,13 @@ bool can_tile(const Line& line, int tile) {
          });
 }
 
+bool sees_few(const Line& line, std::int32_t keys) {
+  return all_parts(line, [&](const DevicePart& part) {
+    const bool row = part.type == PartType::row || part.type == PartType::previous_row;
+    return part.window <= keys || part.first_end <= keys || (row && part.fold.by <= keys);
+  });
+}
+
 bool can_turn(const Line& line) {
   for (const HeadPass& pass : *line.passes) {
     const DevicePart* const summary = summary_of(line.parts->data(), pass);

@@ -29,16 +29,19 @@ struct QueryGradientParams {
   float scale;
 };
 
-template <int kQk, int kV>
+// kShort: for queries that see few keys (as in ForwardShape).
+template <int kQk, int kV, bool kShort>
 struct QueryGradientShape {
   static constexpr bool kSmall = kQk == 64 && kV == 64;
-  static constexpr int kGroups = 2, kRows = 64 * kGroups, kThreads = 128 * (kGroups + 1);
-  static constexpr int kRegisters = 232, kLoaderRegisters = 40;
+  static constexpr int kGroups = kShort ? 3 : 2, kRows = 64 * kGroups;
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr int kRegisters = kShort ? 160 : 232, kLoaderRegisters = kShort ? 32 : 40;
   static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
-  static constexpr int kKeys = kSmall ? 128 : 64;  // of a tile
+  static constexpr int kKeys = kSmall && !kShort ? 128 : 64;  // of a tile
   static constexpr int kQBytes = kRows * kQk * 2, kDoutBytes = kRows * kV * 2;
   static constexpr int kKBytes = kKeys * kQk * 2, kVBytes = kKeys * kV * 2;
-  static constexpr int kQueries = kSmall ? 2 : 1, kStages = 4;  // tiles of queries, of keys
+  static constexpr int kQueries = kSmall ? 2 : 1;  // tiles of queries
+  static constexpr int kStages = kShort ? 5 : 4;   // of keys
   static constexpr int kBytes =
       1024 + kQueries * (kQBytes + 2 * kDoutBytes) + kStages * (kKBytes + kVBytes);
 };
@@ -70,9 +73,9 @@ __device__ float dot_of(Address a, Address b) {
 }
 
 // One warpgroup.
-template <class A, int kQk, int kV>
+template <class A, int kQk, int kV, bool kShort>
 struct QueryGradient {
-  using Shape = QueryGradientShape<kQk, kV>;
+  using Shape = QueryGradientShape<kQk, kV, kShort>;
   static constexpr int kKeys = Shape::kKeys;
   using Stage = Ring<Shape::kStages>;
   const QueryGradientParams<A>& p;
@@ -221,11 +224,11 @@ struct QueryGradient {
 
 #endif
 
-template <class A, int kQk, int kV>
-__global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
+template <class A, int kQk, int kV, bool kShort>
+__global__ void __launch_bounds__(QueryGradientShape<kQk, kV, kShort>::kThreads, 1)
     query_gradient_kernel(const __grid_constant__ QueryGradientParams<A> p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Shape = QueryGradientShape<kQk, kV>;
+  using Shape = QueryGradientShape<kQk, kV, kShort>;
   extern __shared__ unsigned char shared[];
   __shared__ WorkBarriers<Shape::kQueries> works;
   __shared__ KeyBarriers<Shape::kStages> barriers;
@@ -263,7 +266,7 @@ __global__ void __launch_bounds__(QueryGradientShape<kQk, kV>::kThreads, 1)
         });
   } else {
     take_registers<Shape::kRegisters>();
-    QueryGradient<A, kQk, kV> consumer{p, works, barriers, q, dout, out, k, v, group};
+    QueryGradient<A, kQk, kV, kShort> consumer{p, works, barriers, q, dout, out, k, v, group};
     consumer.run();
   }
 #endif
