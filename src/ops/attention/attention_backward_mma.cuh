@@ -4,11 +4,13 @@
 //   dV += P^T dO   dK += dS^T Q   (scaled once, at the end)  dQ = dS K
 //
 // A warp owns 16 or 32 keys and all queries of a tile, so P^T and dS^T come out of their products
-// as the operands that dV and dK need: only dS goes through shared memory, for dQ. Pairs of 16
-// queries and a warp's keys that are not seen are skipped. K and V stay, Q and dO have two stages.
+// as the operands that dV and dK need: only dS goes through shared memory, for dQ. 16 queries and a
+// warp's keys that do not see each other are skipped. K and V stay, Q and dO come tile by tile.
 //
-// work    2 (3 d_qk + 2 d_v) flops a pair      bytes   q, k, v, dout, dq, dk, dv once (columns,
-// rows) bound   memory for local, column and row; the tensor cores for dense and summaries
+// work    2 (3 d_qk + 2 d_v) flops a pair
+// bytes   q, k, v, dout, dq, dk, dv once (columns, rows); dQ in float stays in the L2 cache
+// bound   latency and then memory for columns, rows and local: few warps fit beside each other;
+//         the tensor cores for dense and summaries
 #pragma once
 
 #include <type_traits>
@@ -19,7 +21,11 @@
 
 namespace longstride::ops::cuda {
 
-// kHalves: warps that own the same keys, each with that share of the columns of dK and dV.
+// kSixteens   times 16 keys a warp
+// kHalves     warps that own the same keys, each with that share of the columns of dK and dV
+// kBlocks     of a multiprocessor
+// kHoldKeys   fragments of K and V stay in registers
+// kStageCount tiles of Q and dO in shared memory
 template <int kQkWidth, int kVWidth, int kSixteens, int kWarps_, int kQueries_, int kHalves_,
           int kBlocks_, bool kHoldKeys_, int kStageCount_ = 2>
 struct BackwardShape {
@@ -28,7 +34,7 @@ struct BackwardShape {
                        kMs = kSixteens, kWarpKeys = 16 * kMs, kKeys = kWarps / kHalves * kWarpKeys;
   static constexpr bool kHoldKeys = kHoldKeys_;
   static constexpr int kRegisters = 65536 / (kThreads * kBlocks);  // of a thread, at most
-  static constexpr int kStageCount = kStageCount_;                 // of Q and dO
+  static constexpr int kStageCount = kStageCount_;
   // dQ: a warp has 16 kQueryMs queries and kDqColumns columns.
   static constexpr int kQueryMs = kQueries >= 32 ? 2 : 1, kQueryWarps = kQueries / (16 * kQueryMs),
                        kDqColumns = kQk / (kWarps / kQueryWarps);

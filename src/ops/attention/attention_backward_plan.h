@@ -41,8 +41,8 @@ struct BackwardGeometry {
   std::int32_t query_lanes = 1;
   std::int32_t query_tiles = 0;  // of a query lane
   std::int32_t exclusive = 0;
-  std::int32_t shift =
-      -1;  // exclusive: keys [t, t + pitch) are seen by steps from t + shift; -1: by any
+  // exclusive: keys [t, t + pitch) are seen by as many steps from t + shift on; -1: by all
+  std::int32_t shift = -1;
   std::int32_t splits = 1;  // blocks that share a key tile, each with a share of its query tiles
   bool operator==(const BackwardGeometry&) const = default;
 };

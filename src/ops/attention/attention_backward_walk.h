@@ -66,8 +66,8 @@ constexpr std::int32_t position_of_key(const BackwardWalk& a, const KeyTile& til
 }
 
 // The query tiles that see a key tile. first_that(count, holds): the smallest j in [0, count] from
-// which on holds(j) is true. Last ones first: then blocks that sum the same dQ, which
-// begin one after another, follow each other one tile apart.
+// which on holds(j) is true. Last ones first: then blocks that sum the same dQ, which begin one
+// after another, follow each other one tile apart.
 class QueryTiles {
  public:
   std::int32_t lane = 0;        // of the queries
