@@ -149,7 +149,9 @@ void expect_close(const char* what, const Heads<const double>& want, const std::
     }
   // P, dS and the result are rounded to A, each by half of 2^-8 or 2^-11 at most.
   const double bound = std::is_same_v<A, bf16> ? 4e-3 : 6e-4;
-  EXPECT_LE(std::sqrt(difference / norm), bound) << what;
+  // A gradient that is zero but for rounding (one key alone) is held to the size of its terms.
+  const double count = static_cast<double>(want.batch * want.length * want.heads * want.width);
+  EXPECT_LE(std::sqrt(difference), bound * std::sqrt(norm) + 1e-5 * std::sqrt(count)) << what;
 }
 
 template <class A>
