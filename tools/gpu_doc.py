@@ -99,12 +99,22 @@ def ratios_section(ratios):
 SECTIONS = {"models": models_section, "table2": table2_section, "length": length_section}
 
 
+def cards(part):
+    """Every name of a device in a result."""
+    if isinstance(part, dict):
+        if "device" in part:
+            yield part["device"]
+        for value in part.values():
+            yield from cards(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from cards(value)
+
+
 def document(results):
     pieces = [HEAD]
     for result in results:
-        cards = {run["device"] for modes in result["gpu_parts"]["models"]["longstride"].values()
-                 for run in modes.values() if "failed" not in run}
-        pieces.append(f"{', '.join(sorted(cards))}; {result['date'][:10]}; commit "
+        pieces.append(f"{', '.join(sorted(set(cards(result))))}; {result['date'][:10]}; commit "
                       f"{result['commit']}; [{result['file']}](../bench/results/{result['file']})\n")
         pieces.append(ratios_section(result["ratios"]))
         pieces += [SECTIONS[name](part) for name, part in result["gpu_parts"].items()]
