@@ -141,12 +141,17 @@ __device__ void read_ahead(Ahead& pre, const Corner<A>& corner, const Ends<A>& e
       }
 }
 
+// Without a branch, so that the compiler mixes the pieces: a warp has its scheduler to itself here,
+// and only what is independent fills it.
 template <class A>
-__device__ void write(std::uint32_t (&word)[4], const Corner<A>& corner, A* data,
+__device__ void write(const std::uint32_t (&word)[4], const Corner<A>& corner, A* data,
                       std::int64_t stride, int half, int piece, int below) {
-  if (corner.has(half, piece, below))
-    *reinterpret_cast<uint4*>(corner.in(data, stride, half, piece, below)) =
-        uint4{word[0], word[1], word[2], word[3]};
+  const bool wanted = data != nullptr && corner.has(half, piece, below);
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %0, 0;\n"
+      "@wanted st.global.v4.b32 [%1], {%2, %3, %4, %5};\n}\n" ::"r"(static_cast<int>(wanted)),
+      "l"(__cvta_generic_to_global(corner.in(data, stride, half, piece, below))), "r"(word[0]),
+      "r"(word[1]), "r"(word[2]), "r"(word[3]));
 }
 
 // Of one row of one piece: 2 columns of each of four products, from d[4 g + 2 below].
@@ -163,10 +168,9 @@ __device__ void finish_row(const float* d, const float* bias, const uint4& befor
     float2 v = {d[4 * g + 2 * below], d[4 * g + 2 * below + 1]};
     if constexpr (kEnd == End::kActivationGradient) {
       const float2 x = unpack<A>(pre[g]);
-      const float s0 = gate(x.x), s1 = gate(x.y);
-      first[g] = pack<A>(v.x * s0 * (1 + 1.702f * x.x * (1 - s0)),
-                         v.y * s1 * (1 + 1.702f * x.y * (1 - s1)));
-      second[g] = pack<A>(x.x * s0, x.y * s1);
+      const float s0 = gate(x.x), s1 = gate(x.y), y0 = x.x * s0, y1 = x.y * s1;
+      first[g] = pack<A>(v.x * (s0 + 1.702f * y0 * (1 - s0)), v.y * (s1 + 1.702f * y1 * (1 - s1)));
+      second[g] = pack<A>(y0, y1);
     } else {
       const float2 b = *reinterpret_cast<const float2*>(bias + column);
       v.x += b.x, v.y += b.y;
@@ -182,8 +186,7 @@ __device__ void finish_row(const float* d, const float* bias, const uint4& befor
   }
   if constexpr (kEnd != End::kFloat) {
     if constexpr (kAcross) transpose(first, lane);
-    if (ends.first != nullptr)
-      write(first, corner, ends.first, ends.first_stride, half, piece, below);
+    write(first, corner, ends.first, ends.first_stride, half, piece, below);
   }
   if constexpr (kEnd == End::kActivation) {  // of what was stored, so after the trade of words
 #pragma unroll
