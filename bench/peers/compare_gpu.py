@@ -72,8 +72,10 @@ def run(*command):
 
 
 class Runner:
-    def __init__(self, a):
-        self.a = a
+    """save is called after each of the longer steps: what was measured is kept if a later one ends."""
+
+    def __init__(self, a, parts, save):
+        self.a, self.parts, self.save = a, parts, save
 
     def ours(self, *options, settings=()):
         words = [w for s in settings for w in ("--set", s)]
@@ -86,31 +88,34 @@ class Runner:
 
     def models(self):
         result = {}
+        part = self.parts["models"] = {"longstride": result}
         for name in self.a.model or BATCH:
             batch = f"train.batch={BATCH[name]}"
             result[name] = {mode: self.step(name, batch, f"train.recompute={mode}")
                             for mode in ("off", "on")}
+            self.save()
         if self.a.no_peer:
-            return {"longstride": result}
+            return
         words = [w for f in self.a.form or ["skilled"] for w in ("--form", f)]
         words += [w for m in self.a.model or [] for w in ("--model", m)]
-        peer = run(self.a.python, HERE / "train_step.py", "--steps", self.a.steps, "--recompute",
+        part["pytorch"] = run(self.a.python, HERE / "train_step.py", "--steps", self.a.steps, "--recompute",
                    self.a.peer_recompute, *words)
-        return {"longstride": result, "pytorch": peer}
 
     def table2(self):
-        return {name: {kind: self.step(name, f"train.batch={BATCH[name]}",
-                                       f"model.attention={pattern}")
-                       for kind, pattern in kinds.items()}
-                for name, kinds in PATTERNS.items()}
+        self.parts["table2"] = {
+            name: {kind: self.step(name, f"train.batch={BATCH[name]}",
+                                           f"model.attention={pattern}")
+                   for kind, pattern in kinds.items()}
+            for name, kinds in PATTERNS.items()}
 
     def length(self):
-        return {"growth": self.ours("--growth", "--min-length", 4096, "--max-length",
-                                    self.a.max_length),
-                "music-3m-1m": self.step("music-3m-1m", "train.batch=1", "train.recompute=on",
-                                         steps=3),
-                "256 layers": self.step("enwik8-95m", "train.batch=1", "model.layers=256",
-                                        "model.width=256", "model.heads=4", steps=3)}
+        self.parts["length"] = {
+            "growth": self.ours("--growth", "--min-length", 4096, "--max-length",
+                                self.a.max_length),
+            "music-3m-1m": self.step("music-3m-1m", "train.batch=1", "train.recompute=on",
+                                     steps=3),
+            "256 layers": self.step("enwik8-95m", "train.batch=1", "model.layers=256",
+                                    "model.width=256", "model.heads=4", steps=3)}
 
 
 def ratio(what, value, target, at_most=False):
@@ -157,18 +162,25 @@ def length_ratios(length):
                     length["growth"]["fits"][0]["exponent"], 0.55, at_most=True)
 
 
+def ratios_of(parts):
+    functions = {"models": model_ratios, "table2": table2_ratios, "length": length_ratios}
+    return [r for name, part in parts.items() for r in functions[name](part)]
+
+
 def main():
     a = arguments()
-    runner, parts = Runner(a), {}
-    functions = {"models": model_ratios, "table2": table2_ratios, "length": length_ratios}
-    ratios = []
-    for name in a.only or PARTS:
-        parts[name] = getattr(runner, name)()
-        ratios += functions[name](parts[name])
+    parts = {}
+
+    def save():
         document = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "commit": a.commit or commit(), "gpu_parts": parts, "ratios": ratios}
+                    "commit": a.commit or commit(), "gpu_parts": parts, "ratios": ratios_of(parts)}
         a.out.write_text(json.dumps(document, indent=1) + "\n")
-    for r in ratios:
+
+    runner = Runner(a, parts, save)
+    for name in a.only or PARTS:
+        getattr(runner, name)()
+        save()
+    for r in ratios_of(parts):
         print(f"{r['what']:<62} {r['value']:9.3f}  {'<=' if r['at_most'] else '>='} "
               f"{r['target']:<7.4g} {'met' if r['met'] else 'missed'}")
 
