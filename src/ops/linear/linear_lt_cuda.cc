@@ -96,7 +96,7 @@ void describe(const Product& p, Plan& plan) {
   layout(p, &plan.result, p.result_type, p.rows, p.cols, false, p.result_stride, p.result_step);
 }
 
-void choose(cublasLtHandle_t library, const Product& p, const Shape& shape, Plan& plan) {
+void choose(cublasLtHandle_t handle, const Product& p, const Shape& shape, Plan& plan) {
   cublasLtMatmulPreferenceOpaque_t preference;
   check(cublasLtMatmulPreferenceInit(&preference), p);
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -111,7 +111,7 @@ void choose(cublasLtHandle_t library, const Product& p, const Shape& shape, Plan
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.result_alignment);
   cublasLtMatmulHeuristicResult_t found;
   int count = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(library, &plan.operation, &plan.right, &plan.left,
+  check(cublasLtMatmulAlgoGetHeuristic(handle, &plan.operation, &plan.right, &plan.left,
                                        &plan.result, &plan.result, &preference, 1, &found, &count),
         p);
   check(count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : found.state, p);
@@ -121,17 +121,17 @@ void choose(cublasLtHandle_t library, const Product& p, const Shape& shape, Plan
 }  // namespace
 
 struct LinearContext::State {
-  cublasLtHandle_t library = nullptr;
+  cublasLtHandle_t handle = nullptr;
   device::DeviceBuffer<char> memory{kLibraryBytes + kScratchBytes};
   std::map<Shape, Plan> plans;
 };
 
 LinearContext::LinearContext() : state_(std::make_unique<State>()) {
-  const cublasStatus_t status = cublasLtCreate(&state_->library);
+  const cublasStatus_t status = cublasLtCreate(&state_->handle);
   if (status != CUBLAS_STATUS_SUCCESS)
     throw Error(Fault::device, text("cuBLASLt: ", cublasLtGetStatusString(status)));
 }
-LinearContext::~LinearContext() { cublasLtDestroy(state_->library); }
+LinearContext::~LinearContext() { cublasLtDestroy(state_->handle); }
 std::int64_t LinearContext::bytes() { return kLibraryBytes + kScratchBytes; }
 
 float* scratch(LinearContext& context) {
@@ -145,7 +145,7 @@ void multiply(LinearContext& context, device::Stream stream, const Product& p) {
   if (at == state.plans.end()) {
     Plan plan;
     describe(p, plan);
-    choose(state.library, p, shape, plan);
+    choose(state.handle, p, shape, plan);
     at = state.plans.emplace(shape, plan).first;
   }
   Plan& plan = at->second;
@@ -155,7 +155,7 @@ void multiply(LinearContext& context, device::Stream stream, const Product& p) {
           p);
   const float one = 1, beta = p.add ? 1.0f : 0.0f;
   check(
-      cublasLtMatmul(state.library, &plan.operation, &one, p.right, &plan.right, p.left, &plan.left,
+      cublasLtMatmul(state.handle, &plan.operation, &one, p.right, &plan.right, p.left, &plan.left,
                      &beta, p.result, &plan.result, p.result, &plan.result, &plan.algorithm,
                      state.memory.data(), static_cast<std::size_t>(kLibraryBytes), stream),
       p);
