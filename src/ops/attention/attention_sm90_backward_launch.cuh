@@ -3,22 +3,12 @@
 
 #include <algorithm>
 
-#include "base/integers.h"
 #include "ops/attention/attention_sm90_backward.h"
 #include "ops/attention/attention_sm90_key_gradient.cuh"
-#include "ops/attention/attention_sm90_maps.h"
+#include "ops/attention/attention_sm90_launch.cuh"
 #include "ops/attention/attention_sm90_query_gradient.cuh"
 
 namespace longstride::ops::cuda::sm90 {
-
-template <class Kernel, class Params>
-void launch_each(device::Stream stream, Kernel kernel, int threads, int bytes, const Params& p) {
-  device::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                "attention_backward (Hopper)");
-  const auto blocks = std::min(p.order.size(), device::multiprocessors());
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-           static_cast<std::size_t>(bytes), stream>>>(p);
-}
 
 template <class A, int kQk, int kV, bool kShort>
 void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const Line& line,
@@ -28,19 +18,7 @@ void query_gradient(device::Stream stream, const AttentionBackward<A>& op, const
   p.q = rows_map<A>(op.q, Shape::kRows);
   p.dout = rows_map<A>(op.dout, Shape::kRows);
   p.out = rows_map<A>(op.out, Shape::kRows);
-  const std::vector<KeyShape> shapes = shapes_of(line);
-  for (std::size_t n = 0; n < shapes.size(); ++n) {
-    p.keys.shapes[n] = shapes[n];
-    p.keys.k[n] = keys_map<A>(op.k, shapes[n], Shape::kKeys);
-    p.keys.v[n] = keys_map<A>(op.v, shapes[n], Shape::kKeys);
-  }
-  p.keys.parts = line.device_parts;
-  p.keys.passes = line.device_passes;
-  p.keys.pass_count = static_cast<std::int32_t>(line.passes->size());
-  p.keys.length = static_cast<std::int32_t>(op.q.length);
-  p.order.tiles = static_cast<std::int32_t>(ceil_div(op.q.length, Shape::kRows));
-  p.order.heads = static_cast<std::int32_t>(op.q.batch * p.keys.pass_count);
-  p.order.group = heads_in_group(2 * op.q.length * (op.q.width + op.v.width), p.order.heads);
+  walk_queries<A>(p, op, line, Shape::kRows, Shape::kKeys);
   p.lse = op.lse.data;
   p.dq = op.dq;
   p.rows = rows;
