@@ -5,7 +5,7 @@
 #include <cstring>
 #include <random>
 
-#include "model/parameters.h"
+#include "sample/predictor_test_util.h"
 
 namespace longstride {
 namespace {
@@ -20,25 +20,8 @@ TEST(WindowBegin, GoesOnFromTheLastHalf) {
   }
 }
 
-ModelConfig small_model(const std::string& pattern) {
-  ModelConfig model;
-  model.layers = 2;
-  model.width = 16;
-  model.heads = 2;
-  model.context = 24;
-  model.attention = {pattern};
-  return model;
-}
-
-Buffer<float> random_weights(const ModelConfig& model) {  // the output too, which starts at zero
-  const ParameterLayout layout(model);
-  Buffer<float> weights(layout.extent);
-  std::mt19937_64 random(5);
-  std::normal_distribution<float> normal(0, 0.3f);
-  for (const auto& t : layout.tensors)
-    for (std::int64_t e = 0; e < t.size; ++e) weights[t.offset + e] = normal(random);
-  return weights;
-}
+using test::random_weights;
+using test::small_model;
 
 TEST(Predictor, CacheGivesTheBitsOfTheFullPassBeyondTheContext) {
   for (const auto* pattern : {"dense", "strided(6)", "fixed(6, 2)", "local(5), column(5)",
