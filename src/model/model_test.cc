@@ -14,6 +14,7 @@
 #include "model/block.h"
 #include "model/formula.h"
 #include "model/inference.h"
+#include "model/model_test_util.h"
 #include "model/parameters.h"
 #include "model/training_pass.h"
 #include "ops/adamw/adamw.h"
@@ -34,35 +35,9 @@ ModelConfig small_model(std::vector<std::string> attention, double dropout = 0) 
   return m;
 }
 
-// Every weight random (an untrained network has a zero output layer, which hides everything).
-template <class T>
-std::vector<T> random_weights(const ModelConfig& m, unsigned seed) {
-  const ParameterLayout layout(m);
-  std::mt19937 rng(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> w(static_cast<std::size_t>(layout.extent));
-  for (const auto& p : layout.tensors)
-    for (std::int64_t e = 0; e < p.size; ++e)
-      w[static_cast<std::size_t>(p.offset + e)] = static_cast<T>(p.constant + 0.3 * normal(rng));
-  return w;
-}
-
-std::vector<std::uint8_t> random_tokens(std::int64_t n, unsigned seed) {
-  std::mt19937 rng(seed);
-  std::vector<std::uint8_t> t(static_cast<std::size_t>(n));
-  for (auto& e : t) e = static_cast<std::uint8_t>(rng());
-  return t;
-}
-
-template <class T>
-Vector<const T> view(const std::vector<T>& v) {
-  return {v.data(), static_cast<std::int64_t>(v.size())};
-}
-
-template <class T>
-Vector<T> view(std::vector<T>& v) {
-  return {v.data(), static_cast<std::int64_t>(v.size())};
-}
+using test::random_tokens;
+using test::random_weights;
+using test::view;
 
 const std::vector<std::vector<std::string>> kPatterns = {
     {"dense"},

@@ -6,7 +6,7 @@
 #include "device/gpu_test_util.h"
 #include "model/cuda/training_pass_cuda.h"
 #include "model/inference.h"
-#include "model/parameters.h"
+#include "model/model_test_util.h"
 #include "tensor/bf16.h"
 
 namespace longstride {
@@ -26,29 +26,11 @@ ModelConfig small_model(std::vector<std::string> attention, std::int64_t context
   return m;
 }
 
-// The output layer too, which starts at zero and would hide everything.
 std::vector<float> random_weights(const ModelConfig& m, unsigned seed) {
-  const ParameterLayout layout(m);
-  std::mt19937 rng(seed);
-  std::normal_distribution<double> normal;
-  std::vector<float> w(static_cast<std::size_t>(layout.extent));
-  for (const auto& p : layout.tensors)
-    for (std::int64_t e = 0; e < p.size; ++e)
-      w[static_cast<std::size_t>(p.offset + e)] =
-          static_cast<float>(p.constant + 0.2 * normal(rng));
-  return w;
+  return test::random_weights<float>(m, seed, 0.2);
 }
-
-std::vector<std::uint8_t> random_tokens(std::int64_t n, unsigned seed) {
-  std::mt19937 rng(seed);
-  std::vector<std::uint8_t> t(static_cast<std::size_t>(n));
-  for (auto& e : t) e = static_cast<std::uint8_t>(rng());
-  return t;
-}
-
-Vector<const float> view(const std::vector<float>& v) {
-  return {v.data(), static_cast<std::int64_t>(v.size())};
-}
+using test::random_tokens;
+using test::view;
 
 // Logits [B, N, 256] of tokens [B, N], position by position: the first `prompt` bytes are appended
 // at once, so that logits of the positions before are left out (0).
