@@ -7,6 +7,7 @@
 
 #include "device/cuda.h"
 #include "device/device.h"
+#include "device/upload.h"
 
 namespace longstride::test {
 
@@ -20,11 +21,7 @@ class GpuTest : public testing::Test {
 
 template <class T>
 device::DeviceBuffer<T> to_device(const std::vector<T>& values) {
-  device::DeviceBuffer<T> buffer(static_cast<std::int64_t>(values.size()));
-  device::check(
-      cudaMemcpy(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-      "test input");
-  return buffer;
+  return device::uploaded(values);
 }
 
 // Waits for all streams.
@@ -43,6 +40,7 @@ template <class T>
 device::DeviceBuffer<T> poisoned_device(std::int64_t size) {
   device::DeviceBuffer<T> buffer(size);
   device::check(cudaMemset(buffer.data(), 0xff, static_cast<std::size_t>(buffer.bytes())), "test");
+  device::synchronize(nullptr);  // streams of ours are not ordered behind it
   return buffer;
 }
 

@@ -10,6 +10,7 @@
 
 #include "base/integers.h"
 #include "device/number.cuh"
+#include "device/upload.h"
 #include "ops/adamw/adamw_cuda.h"
 #include "ops/shape.h"
 
@@ -196,13 +197,9 @@ struct Update::State {
   State(std::int64_t size, const std::vector<DecayRange>& ranges, const UpdateConfig& how)
       : extent(size),
         config(how),
-        decayed(words(size)),
+        decayed(device::uploaded(decay_bits(size, ranges))),
         partial(std::max<std::int64_t>(pieces(size), 1)),
-        decision(1) {
-    const std::vector<std::uint32_t> bits = decay_bits(size, ranges);
-    device::copy(nullptr, decayed.data(), bits.data(), decayed.bytes());
-    device::synchronize(nullptr);
-  }
+        decision(1) {}
   std::int64_t extent;
   UpdateConfig config;
   device::DeviceBuffer<std::uint32_t> decayed;  // a bit a group

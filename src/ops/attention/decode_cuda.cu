@@ -18,6 +18,7 @@
 
 #include "base/integers.h"
 #include "device/number.cuh"
+#include "device/upload.h"
 #include "ops/attention/decode_cuda.h"
 #include "ops/attention/decode_walk.h"
 
@@ -359,17 +360,11 @@ DecodePlan::DecodePlan(const AttentionPlan& plan) : state_(std::make_unique<Stat
   }
   if (s.slots > std::int64_t{1} << 31)
     throw invalid_argument("decode: a cache of ", s.slots, " keys a sequence, want at most 2^31");
-  const auto upload = [](const auto& values, auto& buffer) {
-    buffer = std::decay_t<decltype(buffer)>(static_cast<std::int64_t>(values.size()));
-    device::check(cudaMemcpy(buffer.data(), values.data(), static_cast<std::size_t>(buffer.bytes()),
-                             cudaMemcpyHostToDevice),
-                  "decode: plan");
-  };
-  upload(tables.lists, s.lists);
-  upload(tables.parts_at(s.lists.data()), s.parts);
-  upload(rules, s.rules);
-  upload(heads, s.head_table);
-  upload(first_row, s.first_row);
+  s.lists = device::uploaded(tables.lists);
+  s.parts = device::uploaded(tables.parts_at(s.lists.data()));
+  s.rules = device::uploaded(rules);
+  s.head_table = device::uploaded(heads);
+  s.first_row = device::uploaded(first_row);
 }
 
 DecodePlan::~DecodePlan() = default;

@@ -15,6 +15,7 @@
 
 #include "base/integers.h"
 #include "device/number.cuh"
+#include "device/upload.h"
 #include "ops/fold/fold_cuda.h"
 #include "ops/shape.h"
 
@@ -241,15 +242,6 @@ std::vector<UnfoldTask> unfold_tasks(const std::vector<FoldItem>& items) {
   return tasks;
 }
 
-template <class T>
-device::DeviceBuffer<T> on_device(const std::vector<T>& values) {
-  const auto size = static_cast<std::int64_t>(values.size());
-  device::DeviceBuffer<T> buffer(size);
-  device::copy(nullptr, buffer.data(), values.data(), size * static_cast<std::int64_t>(sizeof(T)));
-  device::synchronize(nullptr);
-  return buffer;
-}
-
 // Elements that the maps reach in the flat array, the packed one and the packed biases.
 struct Extents {
   std::int64_t flat = 0, packed = 0, biases = 0;
@@ -277,9 +269,9 @@ void want_reach(const char* who, const char* name, Vector<T> v, std::int64_t siz
 struct Folds::State {
   explicit State(const std::vector<FoldItem>& sorted)
       : extents(sorted),
-        items(on_device(sorted)),
-        fold(on_device(fold_tasks(sorted))),
-        unfold(on_device(unfold_tasks(sorted))) {}
+        items(device::uploaded(sorted)),
+        fold(device::uploaded(fold_tasks(sorted))),
+        unfold(device::uploaded(unfold_tasks(sorted))) {}
   Extents extents;
   device::DeviceBuffer<FoldItem> items;
   device::DeviceBuffer<FoldTask> fold;
