@@ -37,7 +37,7 @@ struct ModelConfig {
 struct TrainConfig {
   std::int64_t steps = 1000;
   std::int64_t batch = 8;        // sequences a step
-  std::int64_t micro_batch = 0;  // sequences at once (gradient accumulation); 0: batch
+  std::int64_t micro_batch = 0;  // sequences at once (gradient accumulation); 0: as many as fit
   double lr = 1e-3;
   std::int64_t warmup = 100;  // steps of linear warm-up, then cosine to lr * final_lr
   double final_lr = 0;
@@ -86,7 +86,7 @@ void visit_fields(ConfigT& c, Visitor&& field) {
   field("model.dropout", c.model.dropout, "probability, at the end of each residual branch");
   field("train.steps", c.train.steps, "updates");
   field("train.batch", c.train.batch, "sequences a step");
-  field("train.micro_batch", c.train.micro_batch, "sequences at once; 0: batch");
+  field("train.micro_batch", c.train.micro_batch, "sequences at once; 0: as many as fit");
   field("train.lr", c.train.lr, "learning rate after warm-up");
   field("train.warmup", c.train.warmup, "steps of linear warm-up");
   field("train.final_lr", c.train.final_lr, "end of the cosine, as a share of lr");

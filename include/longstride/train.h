@@ -27,8 +27,9 @@ struct TrainOptions {
 
 // All of it where the steps are made: on the GPU, the host holds a copy of the state besides.
 struct MemoryPlan {
-  std::string device;     // "cpu", or the name of the card
-  std::string precision;  // of the steps: train.precision, "auto" resolved
+  std::string device;            // "cpu", or the name of the card
+  std::string precision;         // of the steps: train.precision, "auto" resolved
+  std::int64_t micro_batch = 0;  // sequences at once, chosen where train.micro_batch is 0
   std::int64_t parameters = 0;
   std::int64_t weights = 0, gradients = 0, optimizer = 0, averages = 0;  // bytes
   std::int64_t kept = 0, scratch = 0;                                    // bytes of activations

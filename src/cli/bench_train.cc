@@ -48,6 +48,7 @@ Json times_json(const TrainTimes& t) {
                           {"share", s.seconds / t.mean_seconds}});
   return {{"device", t.plan.device},
           {"parameters", t.plan.parameters},
+          {"micro_batch", t.plan.micro_batch},
           {"recompute", t.plan.recompute},
           {"segment", t.plan.segment},
           {"planned_memory", t.plan.total()},

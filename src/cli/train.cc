@@ -27,7 +27,7 @@ Examples:
   longstride train small-text model.layers=6 train.lr=1e-3 --data book.txt --run runs/six
   longstride train my.toml model.attention='["local(32)", "column(32)"]' --data d.bin --run runs/b
   longstride train enwik8-95m --data enwik8 --run runs/e --dry-run
-  longstride train enwik8-95m --device cuda train.micro_batch=4 --data enwik8 --run runs/e)text";
+  longstride train enwik8-95m --device cuda train.recompute=on --data enwik8 --run runs/e)text";
 
 struct TrainArguments {
   std::string config;
@@ -38,13 +38,21 @@ struct TrainArguments {
 };
 
 Json to_json(const MemoryPlan& p) {
-  return {{"event", "plan"},          {"device", p.device},
-          {"precision", p.precision}, {"parameters", p.parameters},
-          {"weights", p.weights},     {"gradients", p.gradients},
-          {"optimizer", p.optimizer}, {"averages", p.averages},
-          {"kept", p.kept},           {"scratch", p.scratch},
-          {"total", p.total()},       {"recompute", p.recompute},
-          {"segment", p.segment},     {"available", p.available}};
+  return {{"event", "plan"},
+          {"device", p.device},
+          {"precision", p.precision},
+          {"micro_batch", p.micro_batch},
+          {"parameters", p.parameters},
+          {"weights", p.weights},
+          {"gradients", p.gradients},
+          {"optimizer", p.optimizer},
+          {"averages", p.averages},
+          {"kept", p.kept},
+          {"scratch", p.scratch},
+          {"total", p.total()},
+          {"recompute", p.recompute},
+          {"segment", p.segment},
+          {"available", p.available}};
 }
 
 Json to_json(const StepReport& s) {
@@ -72,10 +80,10 @@ std::string recompute(const MemoryPlan& p) {
 std::string describe(const MemoryPlan& p) {
   return fmt::format(
       "{}, {}; {} parameters; memory {}: weights {}, gradients {}, optimizer {}, averages {}, "
-      "kept {}, scratch {}; recompute {}; {} free",
+      "kept {}, scratch {}; micro-batch {}; recompute {}; {} free",
       p.device, p.precision, with_commas(p.parameters), as_bytes(p.total()), as_bytes(p.weights),
       as_bytes(p.gradients), as_bytes(p.optimizer), as_bytes(p.averages), as_bytes(p.kept),
-      as_bytes(p.scratch), recompute(p), as_bytes(p.available));
+      as_bytes(p.scratch), p.micro_batch, recompute(p), as_bytes(p.available));
 }
 
 std::string describe(const StepReport& s) {

@@ -117,6 +117,17 @@ RunState read_run_state(const fs::path& checkpoint) {
   return parse_run_state(read_file(file), file.string());
 }
 
+std::int64_t recorded_micro_batch(const fs::path& run, const std::string& device) {
+  const auto all = list_checkpoints(run);
+  if (all.empty()) return 0;
+  try {
+    const RunState saved = read_run_state(all.back().folder);
+    return saved.device == device ? parse_config(saved.config, "").train.micro_batch : 0;
+  } catch (const Error&) {
+    return 0;  // damaged: to be told by who loads it
+  }
+}
+
 void load_checkpoint(const fs::path& checkpoint, const ParameterLayout& layout,
                      const RunState& about, TrainState& state) {
   read(checkpoint / "model.safetensors", layout, model_groups(state));

@@ -26,6 +26,11 @@ std::filesystem::path save_checkpoint(const std::filesystem::path& run, const Co
 
 RunState read_run_state(const std::filesystem::path& checkpoint);
 
+// train.micro_batch of the run's newest checkpoint, which is not verified; 0 where there is none,
+// or none that was made on this device ("cpu" | "cuda"). Another one would change the order of
+// sums.
+std::int64_t recorded_micro_batch(const std::filesystem::path& run, const std::string& device);
+
 // Fills `state` from a verified checkpoint made by the same config.
 void load_checkpoint(const std::filesystem::path& checkpoint, const ParameterLayout& layout,
                      const RunState& about, TrainState& state);

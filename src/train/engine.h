@@ -45,7 +45,7 @@ class Engine {
 
 // All must outlive the engine; `state` as it was begun or loaded.
 struct EngineParts {
-  const Config& config;  // with a precision that is not "auto"
+  const Config& config;  // with nothing left to choose: precision, micro_batch
   const ParameterLayout& layout;
   const MemoryPlan& plan;
   const Dataset& data;

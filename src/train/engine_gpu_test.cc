@@ -24,6 +24,7 @@ struct Rig {
     if (change) change(state);
     const StepMemory memory = cuda ? cuda_memory() : cpu_memory(available_memory());
     plan = plan_memory(config, layout, memory);
+    config.train.micro_batch = plan.micro_batch;
     const EngineParts parts{config, layout, plan, data, state, {}};
     engine = cuda ? make_cuda_engine(parts) : make_cpu_engine(parts);
   }
@@ -274,7 +275,7 @@ TEST_F(CudaEngine, APlanThatDoesNotFitNamesTheCardAndWhatFits) {
   StepMemory memory = cuda_memory();
   const ParameterLayout layout(config.model);
   memory.available = plan_memory(config, layout, memory).total();
-  config.train.micro_batch = 0;
+  config.train.micro_batch = 64;
   try {
     require_fit(plan_memory(config, layout, memory), config, layout, memory);
     ADD_FAILURE() << "no error";

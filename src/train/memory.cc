@@ -8,6 +8,7 @@
 #include <limits>
 #include <string>
 
+#include "base/integers.h"
 #include "eval/scorer.h"
 #include "longstride/error.h"
 
@@ -35,6 +36,58 @@ std::string gib(std::int64_t bytes) {
   return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
 }
 
+// Whether the plan leaves what it should to others.
+bool comfortable(const MemoryPlan& plan, const StepMemory& memory) {
+  return memory.shared ? plan.kept + plan.scratch <= memory.available / 2
+                       : plan.total() <= memory.available;
+}
+
+// With the micro_batch of the config.
+MemoryPlan plan_passes(const Config& config, const ParameterLayout& layout,
+                       const StepMemory& memory) {
+  const TrainConfig& t = config.train;
+  const std::int64_t array = layout.extent * static_cast<std::int64_t>(sizeof(float));
+  MemoryPlan plan;
+  plan.device = memory.device;
+  plan.precision = t.precision;
+  plan.micro_batch = t.micro_batch;
+  plan.parameters = layout.count;
+  plan.weights = plan.gradients = array;
+  plan.optimizer = 2 * array;
+  plan.averages = t.ema > 0 ? array : 0;
+  plan.available = memory.available;
+  const auto with = [&](std::int64_t segment) {
+    const TrainingBytes pass = memory.bytes(config, segment);
+    MemoryPlan way = plan;
+    way.recompute = segment > 0;
+    way.segment = segment;
+    way.kept = pass.kept;
+    way.scratch = pass.scratch;
+    return way;
+  };
+  MemoryPlan best = with(0);
+  if (t.recompute == "off" || (t.recompute == "auto" && comfortable(best, memory))) return best;
+  bool first = true;
+  for (const std::int64_t segment : memory.segments(config.model)) {
+    const MemoryPlan way = with(segment);
+    if (t.recompute == "auto" && comfortable(way, memory)) return way;
+    if (first || way.total() < best.total()) best = way;
+    first = false;
+  }
+  return best;
+}
+
+constexpr double kForwardShare = 0.3;  // of a step
+constexpr double kWorthIt = 0.99;
+
+// Of a symbol, against one of an endless pass that keeps everything.
+double relative_time(const MemoryPlan& plan, const ModelConfig& model, const StepMemory& memory) {
+  const auto symbols = static_cast<double>(plan.micro_batch) * static_cast<double>(model.context);
+  double again = 0;  // share of the blocks; the last segment does not run again
+  if (plan.recompute) again = 1 - 1 / static_cast<double>(ceil_div(model.layers, plan.segment));
+  return (1 + kForwardShare * again) * (1 + memory.symbols_lost / symbols);
+}
+
 }  // namespace
 
 std::int64_t available_memory() {
@@ -50,17 +103,14 @@ std::int64_t resident_memory() {
   return resident * ::sysconf(_SC_PAGESIZE);
 }
 
-std::int64_t micro_batch(const TrainConfig& train) {
-  return train.micro_batch ? train.micro_batch : train.batch;
-}
-
 StepMemory cpu_memory(std::int64_t available) {
   StepMemory memory;
   memory.available = available;
+  memory.symbols_lost = 100;
   memory.bytes = [](const Config& config, std::int64_t segment) {
     const TrainConfig& t = config.train;
     TrainingBytes bytes =
-        training_bytes(config.model, micro_batch(t), segment > 0, t.precision == "bf16");
+        training_bytes(config.model, t.micro_batch, segment > 0, t.precision == "bf16");
     if (t.validate_every > 0) bytes.scratch += scorer_bytes(config.model);
     return bytes;
   };
@@ -69,38 +119,25 @@ StepMemory cpu_memory(std::int64_t available) {
 }
 
 MemoryPlan plan_memory(const Config& config, const ParameterLayout& layout,
-                       const StepMemory& memory) {
-  const TrainConfig& t = config.train;
-  const std::int64_t array = layout.extent * static_cast<std::int64_t>(sizeof(float));
-  MemoryPlan plan;
-  plan.device = memory.device;
-  plan.precision = t.precision;
-  plan.parameters = layout.count;
-  plan.weights = plan.gradients = array;
-  plan.optimizer = 2 * array;
-  plan.averages = t.ema > 0 ? array : 0;
-  plan.available = memory.available;
-  const auto with = [&](std::int64_t segment) {
-    const TrainingBytes pass = memory.bytes(config, segment);
-    MemoryPlan way = plan;
-    way.recompute = segment > 0;
-    way.segment = segment;
-    way.kept = pass.kept;
-    way.scratch = pass.scratch;
-    return way;
-  };
-  const auto comfortable = [&](const MemoryPlan& way) {
-    return memory.shared ? way.kept + way.scratch <= memory.available / 2
-                         : way.total() <= memory.available;
-  };
-  MemoryPlan best = with(0);
-  if (t.recompute == "off" || (t.recompute == "auto" && comfortable(best))) return best;
-  bool first = true;
-  for (const std::int64_t segment : memory.segments(config.model)) {
-    const MemoryPlan way = with(segment);
-    if (t.recompute == "auto" && comfortable(way)) return way;
-    if (first || way.total() < best.total()) best = way;
-    first = false;
+                       const StepMemory& memory, std::int64_t recorded) {
+  const std::int64_t batch = config.train.batch;
+  Config one = config;
+  if (config.train.micro_batch > 0) return plan_passes(one, layout, memory);
+  if (recorded > 0 && batch % recorded == 0) {
+    one.train.micro_batch = recorded;
+    const MemoryPlan plan = plan_passes(one, layout, memory);
+    if (plan.total() <= plan.available) return plan;
+  }
+  one.train.micro_batch = 1;
+  MemoryPlan best = plan_passes(one, layout, memory);
+  for (std::int64_t micro = 2; micro <= batch; ++micro) {
+    if (batch % micro != 0) continue;
+    one.train.micro_batch = micro;
+    const MemoryPlan plan = plan_passes(one, layout, memory);
+    if (!comfortable(plan, memory)) break;
+    if (relative_time(plan, config.model, memory) <
+        kWorthIt * relative_time(best, config.model, memory))
+      best = plan;
   }
   return best;
 }
@@ -112,7 +149,7 @@ void require_fit(const MemoryPlan& plan, const Config& config, const ParameterLa
                                    plan.device == "cpu" ? "" : " of " + plan.device, " planned, ",
                                    gib(plan.available), " free");
   Config smaller = config;
-  for (std::int64_t micro = micro_batch(config.train) - 1; micro > 0; --micro) {
+  for (std::int64_t micro = plan.micro_batch - 1; micro > 0; --micro) {
     if (config.train.batch % micro != 0) continue;
     smaller.train.micro_batch = micro;
     if (plan_memory(smaller, layout, memory).total() <= plan.available)

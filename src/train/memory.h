@@ -17,17 +17,15 @@ namespace longstride {
 std::int64_t available_memory();
 std::int64_t resident_memory();  // of this process, now
 
-// Sequences in one forward and backward pass.
-std::int64_t micro_batch(const TrainConfig& train);
-
 // The memory in which steps are made.
 struct StepMemory {
   std::string device = "cpu";  // for people
   std::int64_t available = 0;
-  bool shared = true;  // with other programs: activations shall take half of it at most
+  bool shared = true;       // with other programs: activations shall take half of it at most
+  double symbols_lost = 0;  // so many more a pass would do in the time that it takes beside its own
 
   // What passes and validation take beside weights, gradients, moments and averages. segment: how
-  // many blocks run again at a time in backward; 0: none, all is kept.
+  // many blocks run again at a time in backward; 0: none, all is kept. With a micro_batch above 0.
   std::function<TrainingBytes(const Config& config, std::int64_t segment)> bytes;
   // Ways to run again, the quickest first.
   std::function<std::vector<std::int64_t>(const ModelConfig& model)> segments;
@@ -35,9 +33,11 @@ struct StepMemory {
 StepMemory cpu_memory(std::int64_t available);
 StepMemory cuda_memory();  // of the first card, now; throws where not built
 
-// recompute "auto": the quickest way that fits; "on": the one of the least memory.
+// recompute "auto": the quickest way that fits; "on": the one of the least memory. micro_batch 0:
+// `recorded`, that of the run so far, if that fits; else the quickest that fits, where more at once
+// counts as quicker from 1 % of time on.
 MemoryPlan plan_memory(const Config& config, const ParameterLayout& layout,
-                       const StepMemory& memory);
+                       const StepMemory& memory, std::int64_t recorded = 0);
 
 // Throws environment_error where the plan does not fit: what is planned, what is free, and the
 // largest micro_batch that fits.

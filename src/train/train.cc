@@ -5,6 +5,7 @@
 #include "files/checkpoint.h"
 #include "longstride/error.h"
 #include "model/parameters.h"
+#include "train/checkpoint_state.h"
 #include "train/memory.h"
 #include "train/trainer.h"
 
@@ -39,7 +40,7 @@ TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
   validate(given.config);
   if (given.stop_at && *given.stop_at < 1)
     throw invalid_argument("train: stop_at is ", *given.stop_at, ", want >= 1");
-  const TrainOptions options = resolved(given);
+  TrainOptions options = resolved(given);
   const Dataset data(options.data);
   check_splits(data, options.config);
   if (options.resume == Resume::never && !list_checkpoints(options.run).empty())
@@ -49,13 +50,15 @@ TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
   const ParameterLayout layout(options.config.model);
   const bool cuda = options.device == "cuda";
   const StepMemory memory = cuda ? cuda_memory() : cpu_memory(available_memory());
-  const MemoryPlan plan = plan_memory(options.config, layout, memory);
+  const MemoryPlan plan = plan_memory(options.config, layout, memory,
+                                      recorded_micro_batch(options.run, options.device));
   const auto show_plan = [&] {
     if (observer.on_plan) observer.on_plan(plan);
   };
   if (options.dry_run) show_plan();
   require_fit(plan, options.config, layout, memory);
   if (options.dry_run) return {};
+  options.config.train.micro_batch = plan.micro_batch;
   // A run folder that is refused shows no plan: one line says what is wrong.
   Trainer trainer(options, observer, data, layout, plan, cuda ? make_cuda_engine : make_cpu_engine);
   show_plan();

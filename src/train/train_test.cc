@@ -222,6 +222,41 @@ TEST_F(Train, AllowsWhatDoesNotChangeTheResultAndWarnsOfTheRest) {
   EXPECT_NE(warnings[0].find("train.steps 12 there, 14 here"), std::string::npos);
 }
 
+TEST_F(Train, AResumedRunKeepsItsMicroBatch) {
+  Config config = small_config();
+  TrainOptions open = options(config, "run");
+  config.train.micro_batch = 2;
+  TrainOptions first = options(config, "run");
+  first.stop_at = 5;
+  train(first, {});
+  std::vector<std::string> warnings;
+  std::vector<std::int64_t> planned;
+  TrainObserver observer;
+  observer.on_plan = [&](const MemoryPlan& p) { planned.push_back(p.micro_batch); };
+  observer.on_warning = [&](const std::string& line) { warnings.push_back(line); };
+  open.stop_at = 8;
+  train(open, observer);
+  open.stop_at.reset();
+  open.dry_run = true;
+  train(open, observer);
+  open.dry_run = false;
+  const TrainResult end = train(open, observer);
+  EXPECT_EQ(planned, (std::vector<std::int64_t>{2, 2, 2}));
+  EXPECT_TRUE(warnings.empty());
+  const TrainResult through = train(options(config, "through"), observer);
+  EXPECT_TRUE(same_bits(tensors(end.checkpoint, config), tensors(through.checkpoint, config)));
+
+  open.run = run("whole");
+  open.stop_at = 5;
+  train(open, observer);
+  EXPECT_EQ(planned.back(), 4);
+  EXPECT_EQ(parse_config(read_file(run("whole") / "config.toml"), "").train.micro_batch, 4);
+  config.train.micro_batch = 1;
+  train(options(config, "whole"), observer);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("train.micro_batch 4 there, 1 here"), std::string::npos);
+}
+
 TEST_F(Train, NeverLeavesAnExistingRunUntouched) {
   const Config config = small_config();
   const TrainResult first = train(options(config, "run"), {});

@@ -69,7 +69,8 @@ class FailingEngine final : public Engine {
 class TrainerTest : public test::TrainingFixture {
  protected:
   template <class AnEngine = LateEngine>
-  TrainResult run_late(const TrainOptions& options, const TrainObserver& observer) const {
+  TrainResult run_late(TrainOptions options, const TrainObserver& observer) const {
+    options.config = test::at_once(options.config);
     const Dataset bytes(options.data);
     const ParameterLayout layout(options.config.model);
     const MemoryPlan plan = plan_memory(options.config, layout, cpu_memory(available_memory()));

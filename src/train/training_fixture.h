@@ -35,6 +35,12 @@ inline Config small_config() {
   return config;
 }
 
+// With the whole batch at once, where the config names no micro-batch.
+inline Config at_once(Config config) {
+  if (config.train.micro_batch == 0) config.train.micro_batch = config.train.batch;
+  return config;
+}
+
 // Bytes that have something to learn: letters where every other one depends on the one before.
 inline std::vector<std::uint8_t> some_data(std::int64_t size) {
   std::vector<std::uint8_t> data;

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "train/memory.h"
 #include "train/schedule.h"
 
 namespace longstride {
@@ -22,13 +21,13 @@ TrainingStep::TrainingStep(const Config& config, const ParameterLayout& layout, 
     : config_(config),
       layout_(layout),
       batches_(config, data, train),
-      pass_(config.model, micro_batch(config.train), recompute, config.train.precision == "bf16"),
+      pass_(config.model, config.train.micro_batch, recompute, config.train.precision == "bf16"),
       decayed_(decayed_ranges(layout)),
       gradients_(layout.extent),
-      tokens_(static_cast<std::size_t>(micro_batch(config.train) * config.model.context)) {}
+      tokens_(static_cast<std::size_t>(config.train.micro_batch * config.model.context)) {}
 
 double TrainingStep::accumulate(const TrainState& state) {
-  const std::int64_t batch = config_.train.batch, micro = micro_batch(config_.train);
+  const std::int64_t batch = config_.train.batch, micro = config_.train.micro_batch;
   const std::int64_t context = config_.model.context;
   const double scale = 1.0 / (static_cast<double>(batch) * static_cast<double>(context));
   std::fill_n(gradients_.data(), gradients_.size(), 0.0f);

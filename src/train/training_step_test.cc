@@ -21,7 +21,7 @@ struct Bench {
       : layout(config.model),
         bytes(some_data(4000)),
         state(config, layout),
-        step(config, layout, recompute, bytes.data(), {100, 3900}) {}
+        step(test::at_once(config), layout, recompute, bytes.data(), {100, 3900}) {}
   ParameterLayout layout;
   std::vector<std::uint8_t> bytes;
   TrainState state;

@@ -7,7 +7,6 @@
 #include "ops/linear/linear_cuda.h"
 #include "tensor/bf16.h"
 #include "tensor/fp16.h"
-#include "train/memory.h"
 #include "train/training_step.h"
 
 namespace longstride {
@@ -52,7 +51,7 @@ template <class A>
 DeviceStep<A>::DeviceStep(const Config& config, const ParameterLayout& layout,
                           const DevicePassPlan& plan)
     : batch_(config.train.batch),
-      micro_(micro_batch(config.train)),
+      micro_(config.train.micro_batch),
       context_(config.model.context),
       seed_(config.train.seed),
       weights_(layout.extent),
@@ -71,7 +70,7 @@ template <class A>
 std::int64_t DeviceStep<A>::scratch_bytes(const Config& config, const ParameterLayout& layout) {
   const std::int64_t context = config.model.context;
   return config.train.batch * context +
-         micro_batch(config.train) * context * static_cast<std::int64_t>(sizeof(float)) +
+         config.train.micro_batch * context * static_cast<std::int64_t>(sizeof(float)) +
          ops::cuda::Update::bytes(layout.extent) + ops::cuda::LinearContext::bytes();
 }
 

@@ -18,7 +18,6 @@
 #include "train/batches.h"
 #include "train/cuda/device_step.h"
 #include "train/cuda/peak.h"
-#include "train/memory.h"
 #include "train/schedule.h"
 
 namespace longstride {
@@ -101,7 +100,7 @@ CudaEngine<A>::CudaEngine(const EngineParts& parts)
       peak_flops_(peak_of_process<A>()),
       free_before_(free_memory()),
       step_(config_, layout_, DevicePassPlan{parts.plan.segment}),
-      nats_(micro_batch(config_.train) * config_.model.context) {
+      nats_(config_.train.micro_batch * config_.model.context) {
   for (Slot& s : slots_)
     s.tokens = device::PinnedBuffer<std::uint8_t>(config_.train.batch * config_.model.context);
   step_.push(stream(), state_);
@@ -191,7 +190,7 @@ std::string CudaEngine<A>::blame() {
 
 template <class A>
 double CudaEngine<A>::score(const std::uint8_t* data, std::int64_t symbols) {
-  const std::int64_t context = config_.model.context, most = micro_batch(config_.train);
+  const std::int64_t context = config_.model.context, most = config_.train.micro_batch;
   const Windows windows(symbols, context, 0);
   std::uint8_t* tokens = slots_[0].tokens.data();
   step_.begin_score(stream());

@@ -20,7 +20,7 @@ constexpr std::int64_t kReserve = std::int64_t{256} << 20;
 template <class A>
 TrainingBytes bytes_in(const Config& config, std::int64_t segment) {
   const DevicePassBytes pass =
-      device_pass_bytes<A>(config.model, micro_batch(config.train), DevicePassPlan{segment});
+      device_pass_bytes<A>(config.model, config.train.micro_batch, DevicePassPlan{segment});
   return {pass.kept,
           pass.scratch + DeviceStep<A>::scratch_bytes(config, ParameterLayout(config.model))};
 }
@@ -44,6 +44,7 @@ StepMemory cuda_memory() {
   memory.device = card.name;
   memory.available = std::max<std::int64_t>(0, card.free - kReserve);
   memory.shared = false;
+  memory.symbols_lost = 3000;
   memory.bytes = [](const Config& config, std::int64_t segment) {
     const std::string& precision = config.train.precision;
     return precision == "f32"    ? bytes_in<float>(config, segment)
