@@ -4,6 +4,7 @@
 #include "ops/attention/attention_sm90_backward.h"
 #include "ops/attention/attention_sm90_forward.h"
 #include "ops/attention/attention_sm90_maps.h"
+#include "ops/attention/attention_sm90_short.h"
 
 namespace longstride::ops::cuda::sm90 {
 
