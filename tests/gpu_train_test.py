@@ -1,6 +1,7 @@
 """`longstride train` and `doctor` on a GPU: kills, signals and moves between devices end in the bits
 they should. Skipped where no card is."""
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -116,6 +117,14 @@ class GpuTrainTest(unittest.TestCase):
         self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
         self.assertRegex(done.stderr, rb"GiB of memory of .* planned, .* free; ")
         self.assertFalse((self.folder / "large").exists())
+
+    def test_no_card_is_a_fault_of_the_device(self):
+        done = subprocess.run(self.command("none"), capture_output=True, timeout=60,
+                              env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        self.assertEqual(done.returncode, 5, done.stderr)
+        self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
+        self.assertRegex(done.stderr, rb"train: --device cuda, but .*, want --device cpu")
+        self.assertFalse((self.folder / "none").exists())
 
     def test_divergence_stops(self):
         done = runs.call(self.command("wild", "train.lr=1e37", "train.warmup=0"))

@@ -34,6 +34,21 @@ TrainOptions resolved(const TrainOptions& given) {
   return options;
 }
 
+// Another program may have taken what was free when the plan was made: told as a plan that does not
+// fit.
+std::unique_ptr<Engine> make_cuda_engine_or_tell(const EngineParts& parts) {
+  try {
+    return make_cuda_engine(parts);
+  } catch (const Error& e) {
+    if (e.fault != Fault::environment) throw;
+    const StepMemory memory = cuda_memory();
+    MemoryPlan plan = parts.plan;
+    plan.available = memory.available;
+    require_fit(plan, parts.config, parts.layout, memory);
+    throw;
+  }
+}
+
 }  // namespace
 
 TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
@@ -60,7 +75,8 @@ TrainResult train(const TrainOptions& given, const TrainObserver& observer) {
   if (options.dry_run) return {};
   options.config.train.micro_batch = plan.micro_batch;
   // A run folder that is refused shows no plan: one line says what is wrong.
-  Trainer trainer(options, observer, data, layout, plan, cuda ? make_cuda_engine : make_cpu_engine);
+  Trainer trainer(options, observer, data, layout, plan,
+                  cuda ? make_cuda_engine_or_tell : make_cpu_engine);
   show_plan();
   return trainer.run();
 }

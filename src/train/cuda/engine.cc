@@ -56,7 +56,9 @@ class CudaEngine final : public Engine {
   int depth() const override { return kDepth; }
   void submit() override;
   StepOutcome collect() override;
-  void pull() override { step_.pull(stream(), state_); }
+  void pull() override {
+    told("after step", state_.step, [&] { step_.pull(stream(), state_); });
+  }
   double score(const std::uint8_t* data, std::int64_t symbols) override;
   double peak_flops() const override { return peak_flops_; }
   std::int64_t memory() const override { return memory_; }
@@ -74,7 +76,8 @@ class CudaEngine final : public Engine {
   Slot& slot(std::int64_t step) { return slots_[static_cast<std::size_t>(step) % kSlots]; }
   void prepare(Slot& slot, std::int64_t step) const;
   void put_step();
-  void wait(const Slot& slot) const;
+  template <class Body>
+  void told(const char* when, std::int64_t step, const Body& body) const;
   std::string blame();
 
   const Config& config_;
@@ -99,7 +102,7 @@ CudaEngine<A>::CudaEngine(const EngineParts& parts)
       batches_(config_, parts.data.data(), parts.data.split("train")),
       peak_flops_(peak_of_process<A>()),
       free_before_(free_memory()),
-      step_(config_, layout_, DevicePassPlan{parts.plan.segment}),
+      step_(config_, layout_, parts.plan.recompute),
       nats_(config_.train.micro_batch * config_.model.context) {
   for (Slot& s : slots_)
     s.tokens = device::PinnedBuffer<std::uint8_t>(config_.train.batch * config_.model.context);
@@ -129,33 +132,40 @@ void CudaEngine<A>::put_step() {
   ++made_;
 }
 
+// A fault of the device comes with the first call behind it, whatever that is: told with the step,
+// and how to learn the kernel where it was not waited for.
+template <class A>
+template <class Body>
+void CudaEngine<A>::told(const char* when, std::int64_t step, const Body& body) const {
+  const bool named = device::synchronous() || made_ == 0;
+  try {
+    body();
+  } catch (const Error& e) {
+    if (e.fault != Fault::device) throw;
+    throw Error(e.fault, text("train: ", when, " ", step, ": ", e.what(),
+                              named ? "" : "; LONGSTRIDE_CUDA_SYNC=1 names the kernel"));
+  }
+}
+
 template <class A>
 void CudaEngine<A>::submit() {
   const std::int64_t step = state_.step + under_way_;
   Slot& s = slot(step);
-  s.first = under_way_ == 0;
-  if (s.first) s.start.record(stream());
-  prepare(s, step);
-  put_step();
-  step_.take(stream(), s.state.data());
-  s.done.record(stream());
+  told("step", state_.step + 1, [&] {
+    s.first = under_way_ == 0;
+    if (s.first) s.start.record(stream());
+    prepare(s, step);
+    put_step();
+    step_.take(stream(), s.state.data());
+    s.done.record(stream());
+  });
   ++under_way_;
-}
-
-template <class A>
-void CudaEngine<A>::wait(const Slot& slot) const {
-  try {
-    slot.done.wait();
-  } catch (const Error& e) {
-    throw Error(e.fault, text("train: step ", state_.step + 1, ": ", e.what(),
-                              "; LONGSTRIDE_CUDA_SYNC=1 names the kernel"));
-  }
 }
 
 template <class A>
 StepOutcome CudaEngine<A>::collect() {
   const Slot& s = slot(state_.step);
-  wait(s);
+  told("step", state_.step + 1, [&] { s.done.wait(); });
   const ops::cuda::StepState& after = *s.state.data();
   const double symbols =
       static_cast<double>(config_.train.batch) * static_cast<double>(config_.model.context);
@@ -202,7 +212,8 @@ double CudaEngine<A>::score(const std::uint8_t* data, std::int64_t symbols) {
       if (windows[w].end - windows[w].begin != length) break;  // the last one, which is shorter
       std::copy_n(data + windows[w].begin, length, tokens + sequences * length);
     }
-    step_.score(stream(), tokens, sequences, length, nats_.data());
+    told("validation after step", state_.step,
+         [&] { step_.score(stream(), tokens, sequences, length, nats_.data()); });
     for (std::int64_t i = 0; i < sequences * length; ++i)
       bits += static_cast<double>(nats_.data()[i]) / std::numbers::ln2;
   }
