@@ -17,7 +17,8 @@ HEAD = """# Training steps on a GPU: what was measured
 Written by `tools/gpu_doc.py` from [bench/results](../bench/results); do not edit.
 `bench/peers/compare_gpu.py` measures: whole steps (forward, backward, clipping, AdamW, dropout as in the
 presets) on random bytes, the fastest of several. "Of the product" is the needed work (recomputation not
-counted) over the rate of an 8192³ matrix product in the same precision and run. PyTorch's forms are in
+counted) over the rate of an 8192³ matrix product in the same precision and run. Memory is what the step
+takes of the card; of PyTorch, the most that its tensors hold at once. PyTorch's forms are in
 [train_step.py](../bench/peers/train_step.py).
 """
 
@@ -47,15 +48,37 @@ def models_section(part):
     rows = [our_row(f"{name}, recompute {mode}", run)
             for name, modes in part["longstride"].items() for mode, run in modes.items()]
     text = "## The paper's models\n\n" + table(OUR_HEAD, rows)
-    peer = part.get("pytorch", {})
-    if peer.get("models"):
-        rows = [[f"{name}, {key}", f"{1e3 * row['seconds_per_step']:.1f}",
-                 f"{row['symbols_per_second'] / 1e3:,.0f} k", si(row["peak_memory"], "B")]
-                if "failed" not in row else [f"{name}, {key}", row["failed"], "", ""]
-                for name, forms in peer["models"].items() for key, row in forms.items()]
-        text += f"\nPyTorch {peer['torch']} on the same card in the same run:\n\n" + table(
-            ["", ">ms a step", ">tokens/s", ">memory"], rows)
+    if part.get("pytorch", {}).get("models"):
+        text += "\n" + peer_section(part["pytorch"], part["longstride"])
     return text + "\n" + operations(part["longstride"])
+
+
+def peer_row(name, key, row, ours):
+    """Beside ours, with or without recomputation as in the row."""
+    label = f"{name}, {key}"
+    if "failed" in row:
+        return [label, row["failed"], "", "", "", ""]
+    mine = ours.get(name, {}).get(key.rsplit(" ", 1)[-1], {"failed": ""})
+    beside = ["", ""] if "failed" in mine else [
+        f"{mine['symbols_per_second'] / row['symbols_per_second']:.2f}",
+        percent(mine["peak_memory"] / row["peak_memory"])]
+    return [label, f"{1e3 * row['seconds_per_step']:.1f}",
+            f"{row['symbols_per_second'] / 1e3:,.0f} k", si(row["peak_memory"], "B"), *beside]
+
+
+def peer_section(peer, ours):
+    rows = [peer_row(name, key, row, ours)
+            for name, forms in peer["models"].items() for key, row in forms.items()]
+    text = (f"PyTorch {peer['torch']} on the same card in the same run (matrix product "
+            f"{si(peer['matrix_product_flops'], 'flop/s')}):\n\n"
+            + table(["", ">ms a step", ">tokens/s", ">memory", ">ours is faster by",
+                     ">ours of its memory"], rows))
+    rows = [[f"{name}, {kind}", way["way"], way["failed"] if "failed" in way
+             else f"{1e3 * way['seconds']:.2f}"]
+            for name, kinds in peer["candidates"].items() for kind, ways in kinds.items()
+            if kind != "ends" for way in ways]
+    return (text + "\nIts ways to write the attention of a block, timed in a whole block, forward and "
+            "backward; the\nfastest is taken:\n\n" + table(["", "way", ">ms"], rows))
 
 
 def operations(models):

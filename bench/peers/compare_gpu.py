@@ -2,23 +2,28 @@
 """Training steps of Longstride beside PyTorch's on this GPU, one after the other in one run: writes
 one JSON file and prints the ratios that the project aims at.
 
-  models   the paper's three models, recomputation off and on; PyTorch as in train_step.py
+  models   the paper's three models, recomputation off and on
   table2   the paper's Table 2: dense, fixed and strided at the same shape, Longstride alone
   length   time a token against N up to 1,048,576; the 3M model at that length; 256 layers
+  pytorch  the three models as in train_step.py, last, in what is left of --budget: skilled, then
+           dense, then merged
 
   bench/peers/compare_gpu.py --python venv/bin/python --out bench/results/h100.json
 """
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PARTS = ("models", "table2", "length")
+PARTS = ("models", "table2", "length", "pytorch")
+PEER_LAST_ROW = 30  # seconds that a row of PyTorch may take that was begun in time
 BATCH = {"enwik8-95m": 4, "cifar10-59m": 16, "imagenet64-152m": 4}
 # Symbols a second to reach; peak memory as a share of the peer's, recomputation off and on.
 SPEED = {"enwik8-95m": 430e3, "cifar10-59m": 450e3, "imagenet64-152m": 420e3}
@@ -39,11 +44,11 @@ def arguments():
     parser.add_argument("--python", default=sys.executable, help="one that has PyTorch")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--only", action="append", choices=PARTS, help="may be given again (all)")
+    parser.add_argument("--budget", type=float, default=600, metavar="SECONDS",
+                        help="for everything (600)")
     parser.add_argument("--model", action="append", choices=BATCH, help="may be given again (all)")
     parser.add_argument("--form", action="append", choices=("dense", "merged", "skilled"),
-                        help="of PyTorch; may be given again (skilled)")
-    parser.add_argument("--peer-recompute", choices=("off", "both"), default="off")
-    parser.add_argument("--no-peer", action="store_true")
+                        help="of PyTorch; may be given again (all)")
     parser.add_argument("--max-length", type=int, default=1 << 20, help="of growth")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--commit", help="what is measured (asked of git)")
@@ -57,9 +62,11 @@ def commit():
 
 
 def run(*command):
-    """The JSON document that a command prints, or what it says where it fails."""
+    """The JSON document that a command of Longstride prints, or what it says where it fails."""
     begin = time.monotonic()
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE,
+    memory = "/dev/shm"  # where there is no disk to wait for
+    environment = {**os.environ, **({"TMPDIR": memory} if os.access(memory, os.W_OK) else {})}
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, env=environment,
                           stderr=subprocess.PIPE, check=False, text=True)
     took = time.monotonic() - begin
     words = " ".join(pathlib.Path(word).name if "/" in str(word) else str(word) for word in command)
@@ -76,6 +83,7 @@ class Runner:
 
     def __init__(self, a, parts, save):
         self.a, self.parts, self.save = a, parts, save
+        self.end = time.monotonic() + a.budget
 
     def ours(self, *options, settings=()):
         words = [w for s in settings for w in ("--set", s)]
@@ -88,18 +96,12 @@ class Runner:
 
     def models(self):
         result = {}
-        part = self.parts["models"] = {"longstride": result}
+        self.parts["models"] = {"longstride": result}
         for name in self.a.model or BATCH:
             batch = f"train.batch={BATCH[name]}"
             result[name] = {mode: self.step(name, batch, f"train.recompute={mode}")
                             for mode in ("off", "on")}
             self.save()
-        if self.a.no_peer:
-            return
-        words = [w for f in self.a.form or ["skilled"] for w in ("--form", f)]
-        words += [w for m in self.a.model or [] for w in ("--model", m)]
-        part["pytorch"] = run(self.a.python, HERE / "train_step.py", "--steps", self.a.steps, "--recompute",
-                   self.a.peer_recompute, *words)
 
     def table2(self):
         self.parts["table2"] = {
@@ -117,6 +119,23 @@ class Runner:
             "256 layers": self.step("enwik8-95m", "train.batch=1", "model.layers=256",
                                     "model.width=256", "model.heads=4", steps=3)}
 
+    def pytorch(self):
+        """What it has measured is taken even where it does not come to its end."""
+        left = self.end - time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder) / "pytorch.json"
+            words = [w for f in self.a.form or [] for w in ("--form", f)]
+            words += [w for m in self.a.model or [] for w in ("--model", m)]
+            command = [self.a.python, HERE / "train_step.py", "--steps", self.a.steps, "--budget",
+                       max(left - PEER_LAST_ROW, 0), "--out", out, *words]
+            try:
+                subprocess.run([str(word) for word in command], timeout=max(left, 1), check=True)
+            except subprocess.SubprocessError as error:
+                print(f"PyTorch: {type(error).__name__}", file=sys.stderr, flush=True)
+            if out.exists():
+                models = self.parts.setdefault("models", {"longstride": {}})
+                models["pytorch"] = json.loads(out.read_text())
+
 
 def ratio(what, value, target, at_most=False):
     return {"what": what, "value": value, "target": target, "at_most": at_most,
@@ -133,15 +152,17 @@ def model_ratios(models):
         rows = {key: row for key, row in models.get("pytorch", {}).get("models", {}).get(
             name, {}).items() if "failed" not in row}
         for mode in ("off", "on"):
-            peers = [row for key, row in rows.items() if key.endswith(f"recompute {mode}")]
+            peers = {key.removesuffix(f", recompute {mode}"): row for key, row in rows.items()
+                     if key.endswith(f", recompute {mode}")}
             if not peers or "failed" in ours[mode]:
                 continue
-            yield ratio(f"{name}, recompute {mode}: speed against PyTorch's best",
-                        ours[mode]["symbols_per_second"]
-                        / max(p["symbols_per_second"] for p in peers), 1)
-            yield ratio(f"{name}, recompute {mode}: memory against PyTorch's least",
-                        ours[mode]["peak_memory"] / min(p["peak_memory"] for p in peers),
-                        MEMORY[mode], at_most=True)
+            best = max(peers, key=lambda key: peers[key]["symbols_per_second"])
+            least = min(peers, key=lambda key: peers[key]["peak_memory"])
+            yield ratio(f"{name}, recompute {mode}: speed against PyTorch's best ({best})",
+                        ours[mode]["symbols_per_second"] / peers[best]["symbols_per_second"], 1)
+            yield ratio(f"{name}, recompute {mode}: memory against PyTorch's least ({least})",
+                        ours[mode]["peak_memory"] / peers[least]["peak_memory"], MEMORY[mode],
+                        at_most=True)
 
 
 def table2_ratios(table):
@@ -177,11 +198,17 @@ def main():
         a.out.write_text(json.dumps(document, indent=1) + "\n")
 
     runner = Runner(a, parts, save)
+    if "pytorch" in (a.only or PARTS):  # reads its files, which takes long the first time
+        subprocess.Popen([a.python, "-c", "import torch._inductor"], stderr=subprocess.DEVNULL)
+    took = {}
     for name in a.only or PARTS:
+        begin = time.monotonic()
         getattr(runner, name)()
+        took[name] = time.monotonic() - begin
         save()
+    print("  ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items()))
     for r in ratios_of(parts):
-        print(f"{r['what']:<62} {r['value']:9.3f}  {'<=' if r['at_most'] else '>='} "
+        print(f"{r['what']:<88} {r['value']:9.3f}  {'<=' if r['at_most'] else '>='} "
               f"{r['target']:<7.4g} {'met' if r['met'] else 'missed'}")
 
 
