@@ -128,6 +128,7 @@ class Json(unittest.TestCase):
                                  "--dry-run")
         self.assertEqual(document["event"], "plan")
         self.assertGreater(document["total"], 0)
+        self.assertEqual(document["micro_batch"], 4)  # the whole batch
         self.assertFalse((WORK / "dry").exists())
 
     def test_eval(self):
