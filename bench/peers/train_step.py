@@ -37,8 +37,6 @@ def arguments():
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--budget", type=float, default=600, metavar="SECONDS",
                         help="no new row is begun afterwards (600)")
-    parser.add_argument("--prepare", type=float, default=300, metavar="SECONDS",
-                        help="at most, to compile the parts of a form (300)")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes that compile")
     parser.add_argument("--out", type=pathlib.Path, help="file (standard output)")
     return parser.parse_args()
@@ -207,7 +205,7 @@ def main():
     import torch
     names = a.model or list(gpu_model.MODELS)
     forms = a.form or FORMS
-    candidates = result["candidates"] = gpu_prepare.prepare(names, forms, a.prepare, a.at_once)
+    candidates = result["candidates"] = gpu_prepare.prepare(names, forms, 0.7 * a.budget, a.at_once)
     save()
     torch.set_float32_matmul_precision("high")
     result.update(torch=torch.__version__, card=torch.cuda.get_device_name(),

@@ -22,6 +22,7 @@ struct TrainOptions {
   std::optional<std::int64_t>
       stop_at;                 // stop (and save) after this step, without changing the schedule
   bool dry_run = false;        // plan only
+  bool save = true;            // false: no checkpoint at the end, for a run that is only measured
   std::string device = "cpu";  // | "cuda" | "auto": the GPU where there is one that will do
 };
 

@@ -30,27 +30,22 @@ void write_random_bytes(const std::filesystem::path& file, std::int64_t size) {
   write_file(file.string(), bytes);
 }
 
-TrainOptions short_run(const TrainSome& what, std::int64_t steps,
-                       const std::filesystem::path& folder, const char* run) {
+// On the GPU, steps whose operations are timed are launched one by one and not as one graph. So
+// they are others: they follow the timed ones, and one more, which is under way by then.
+constexpr std::int64_t kProfiledOnGpu = 3;
+
+TrainOptions short_run(const TrainSome& what, const std::filesystem::path& folder) {
   TrainOptions options;
   options.config = what.config;
-  options.config.train.steps = steps;
+  options.config.train.steps = what.warm_up + what.steps + 1 + kProfiledOnGpu;
   options.config.train.warmup = 0;
   options.config.train.validate_every = 0;
   options.config.train.checkpoint_every = 0;
   options.data = folder / "bytes";
-  options.run = folder / run;
+  options.run = folder / "run";
   options.device = what.device;
+  options.save = what.save;
   return options;
-}
-
-// A run of its own: while times are taken, steps are no graph.
-void profile_device(const TrainSome& what, const std::filesystem::path& folder, TrainTimes& times) {
-  times.profiled_steps = 3;
-  set_profiling(true);
-  train(short_run(what, times.profiled_steps, folder, "profile"), {});
-  times.profile = take_profile();
-  set_profiling(false);
 }
 
 }  // namespace
@@ -70,32 +65,36 @@ TemporaryFolder::~TemporaryFolder() {
 TrainTimes train_some(const TrainSome& what, Progress& progress,
                       const std::filesystem::path& folder) {
   write_random_bytes(folder / "bytes", what.config.model.context * kContexts);
+  const std::int64_t timed_end = what.warm_up + what.steps;
   TrainTimes times;
   times.steps = what.steps;
   times.best_seconds = std::numeric_limits<double>::infinity();
+  std::int64_t last = 0;
+  bool over = false;
   TrainObserver observer;
-  observer.on_plan = [&](const MemoryPlan& plan) { times.plan = plan; };
+  observer.on_plan = [&](const MemoryPlan& plan) {
+    times.plan = plan;
+    times.profiled_steps = times.on_gpu() ? kProfiledOnGpu : what.steps;
+    last = times.on_gpu() ? timed_end + 1 + kProfiledOnGpu : timed_end;
+  };
   observer.on_step = [&](const StepReport& step) {
-    progress.state(fmt::format("step {}/{}", step.step, step.steps));
+    progress.state(fmt::format("step {}/{}", step.step, last));
     times.peak_memory = std::max(times.peak_memory, step.memory);
     times.peak_flops = step.peak_flops_per_second;
-    if (step.step > what.warm_up) {
+    if (step.step > what.warm_up && step.step <= timed_end) {
       times.mean_seconds += step.seconds / static_cast<double>(what.steps);
       times.best_seconds = std::min(times.best_seconds, step.seconds);
       times.symbols = step.seconds * step.symbols_per_second;
       times.flops = step.seconds * step.flops_per_second;
     }
-    if (times.on_gpu()) return;
-    if (step.step == what.warm_up) set_profiling(true);
-    if (step.step == step.steps) times.profile = take_profile();
+    if (step.step == (times.on_gpu() ? timed_end : what.warm_up)) set_profiling(true);
+    over = step.step == last;
+    if (over) times.profile = take_profile();
   };
-  train(short_run(what, what.warm_up + what.steps, folder, "run"), observer);
+  observer.stop_requested = [&] { return over; };
+  train(short_run(what, folder), observer);
   set_profiling(false);
-  times.profiled_steps = what.steps;
-  if (times.on_gpu())
-    profile_device(what, folder, times);
-  else
-    times.peak_memory = peak_memory();
+  if (!times.on_gpu()) times.peak_memory = peak_memory();
   return times;
 }
 

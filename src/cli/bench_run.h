@@ -39,6 +39,7 @@ struct TrainSome {
   Config config;
   std::string device = "cpu";  // as TrainOptions::device
   std::int64_t warm_up = 0, steps = 1;
+  bool save = false;  // leaves a checkpoint
 };
 
 // Trains in `folder` (run in folder/run) for warm_up steps, then `steps` that are timed. Of the

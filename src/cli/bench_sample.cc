@@ -69,7 +69,7 @@ int bench_sample(const BenchSampleArguments& a, const Globals& globals) {
   {
     Progress progress(globals.quiet);
     peaks = bench_peaks();
-    train_some({config}, progress, folder.path);
+    train_some({config, "cpu", 0, 1, true}, progress, folder.path);
     t = sample_some(folder.path / "run", length);
   }
   const double rate = static_cast<double>(t.symbols) / t.seconds;

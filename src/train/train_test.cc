@@ -119,6 +119,13 @@ TEST_F(Train, AFinishedRunIsLeftAlone) {
   EXPECT_EQ(read_file(run("run") / "metrics.jsonl"), log);
 }
 
+TEST_F(Train, ARunThatIsOnlyMeasuredLeavesNoCheckpoint) {
+  TrainOptions measured = options(small_config(), "run");
+  measured.save = false;
+  EXPECT_TRUE(train(measured, {}).checkpoint.empty());
+  EXPECT_TRUE(list_checkpoints(run("run")).empty());
+}
+
 TEST_F(Train, ValidationNeverTouchesTraining) {
   Config config = small_config();
   config.train.steps = 20;

@@ -102,7 +102,8 @@ TrainResult Trainer::run() {
     if (due(config_.train.validate_every) || (last && config_.train.validate_every > 0)) validate();
     const bool improved = about_.best && about_.best->step != best_before;
     const bool stop = !last && (state_.step >= stop_at || stopping_);
-    if (last || stop || improved || due(config_.train.checkpoint_every)) save();
+    const bool ends = (last || stop) && options_.save;
+    if (ends || improved || due(config_.train.checkpoint_every)) save();
     if (last || stop) return result(stop);
   }
 }
