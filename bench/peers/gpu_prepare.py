@@ -15,6 +15,7 @@ import time
 import traceback
 
 BEGIN = time.monotonic()
+KEPT = ("way", "failed", "seconds", "captured", "launched_seconds", "difference")
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -74,10 +75,11 @@ def prepare(models, forms, seconds, at_once):
                 (name, kind, way, _), out, err = running.pop(process)
                 row = finished(process, way, over, out, err)
                 say("prepared", name, kind, json.dumps(row))
-                if "failed" in row or not row.get("captured", True):
+                if "failed" in row or not row.get("captured", True) or row.get("again") is False:
                     err.seek(0)
                     say(err.read()[-1500:])
-                result[name].setdefault(kind, []).append(row)
+                result[name].setdefault(kind, []).append(
+                    {key: value for key, value in row.items() if key in KEPT})
             if over:
                 for name, kind, way, _ in waiting:
                     result[name].setdefault(kind, []).append({"way": way, "failed": "no time"})
@@ -155,6 +157,17 @@ def ends(m):
     return {}
 
 
+def compiles(function, h, tensors, gradient):
+    import torch
+    try:
+        torch.autograd.grad(function(h.clone(), *tensors), (h, *tensors), gradient)
+        torch.cuda.synchronize()
+        return True
+    except Exception:
+        traceback.print_exc()
+        return False
+
+
 def block(m, kind, way, form, lock):
     import torch
     from torch.nn.attention import sdpa_kernel
@@ -186,12 +199,11 @@ def block(m, kind, way, form, lock):
             except Exception:  # then it competes with its launches
                 traceback.print_exc()
                 seconds, captured = launched, False
-        if form == "skilled":
-            recomputing = gpu_model.compiled(gpu_model.again(block), kind + "_again")
-            torch.autograd.grad(recomputing(h.clone(), *tensors), (h, *tensors), gradient)
-            torch.cuda.synchronize()
-    return {"seconds": seconds, "captured": captured, "launched_seconds": launched, "difference": wrong, "memory": torch.cuda.max_memory_allocated(),
-            "checked_after": checked, "compiled_after": compiled}
+        again = compiles(gpu_model.compiled(gpu_model.again(block), kind + "_again"), h, tensors,
+                         gradient) if form == "skilled" else None
+    return {"seconds": seconds, "captured": captured, "launched_seconds": launched,
+            "difference": wrong, "again": again, "checked_after": checked,
+            "compiled_after": compiled}
 
 
 def part(name, kind, way, form, lock):

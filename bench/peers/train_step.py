@@ -8,11 +8,12 @@ paper, each with its attention written in the ways PyTorch offers:
   merged    the union of the pattern's parts as one FlexAttention mask
 
 Where there are several ways (gpu_attention.py), each is held to a masked softmax, then timed in one
-block, and the fastest is taken. torch.compile once for each kind of block, bf16 autocast, fused AdamW,
-gradient clipping at 1, dropout as in the presets. Steps are one CUDA graph; of skilled also launched
-operation by operation, and with each block computed again in backward (torch.utils.checkpoint: around
-the compiled block, in the graph within it). Times are those of the fastest of several steps. Needs
-PyTorch 2.11. --out is written after each row.
+block, and the fastest is taken. torch.compile once for each kind of block (as it is by default, without
+the many minutes of max-autotune), bf16 autocast, fused AdamW, gradient clipping at 1, dropout as in
+the presets. Steps are one CUDA graph; of skilled also launched operation by operation, and with each
+block computed again in backward (torch.utils.checkpoint: around the compiled block, in the graph within
+it). Times are those of the fastest of several steps. Needs PyTorch 2.11. --out is written after each
+row.
 """
 
 import argparse
