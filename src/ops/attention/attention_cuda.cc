@@ -7,6 +7,7 @@
 #include "longstride/error.h"
 #include "ops/attention/attention_forward_launch.h"
 #include "ops/attention/attention_sm90.h"
+#include "ops/attention/attention_sm90_short.h"
 #include "ops/attention/device_plan_cuda.h"
 #include "ops/shape.h"
 
@@ -94,9 +95,9 @@ void attention(device::Stream stream, const Attention<A>& op) {
     if constexpr (!std::is_same_v<A, float>) {
       const sm90::Line line{&state.tables.parts, &group.heads, state.parts.data(),
                             state.heads[g].data()};
-      // Narrow heads that see few keys leave wgmma little to do: local(128) at width 32 takes 0.165
-      // ms here where the Hopper kernel takes 0.175 (B 4, H 16, N 12,288).
-      const bool narrow = std::max(op.q.width, op.v.width) <= 32 && group.even && !long_tiles;
+      // Narrow heads that see few keys leave wgmma little to do, but where one walk loads all once.
+      const bool narrow = std::max(op.q.width, op.v.width) <= 32 && group.even && !long_tiles &&
+                          !sm90::is_short(line);
       if (group.stride == 0 && !narrow && sm90::takes(op, line)) {
         sm90::attention(stream, op, line);
         continue;

@@ -237,9 +237,32 @@ TEST_F(AttentionSm90Gpu, IsRightForMixedHeads) {
   expect_right<fp16>("dense, global(70), previous_row(50), summary(48, 5)", {3, 450, 4, 64, 128});
 }
 
+// What attention_sm90_short.h takes: every window and row, heads in pairs and padded, wide values.
+TEST_F(AttentionSm90Gpu, IsRightForShortPatterns) {
+  for (const char* spec : {"local(1)", "local(33)", "local(64)", "local(65)", "local(96)",
+                           "local(129)", "row(1)", "row(16)", "row(64)", "row(100)", "row(128)",
+                           "row(129)", "row(192)", "local(128), row(64)"}) {
+    expect_right<bf16>(spec, {1, 453, 2, 64, 64});
+    expect_right<fp16>(spec, {2, 333, 2, 32, 32});
+    expect_right<bf16>(spec, {1, 301, 2, 64, 128});
+  }
+  expect_right<bf16>("local(128)", {1, 400, 3, 32, 32});
+  expect_right<bf16>("local(128), local(128), row(64), row(64)", {1, 400, 4, 32, 32});
+  expect_right<fp16>("local(100)", {2, 400, 2, 40, 120});
+}
+
+// Thread blocks take runs of several tiles of each sequence, and all of it.
+TEST_F(AttentionSm90Gpu, IsRightInLongRuns) {
+  expect_right<bf16>("local(128)", {1, 1500, 20, 16, 16});
+  expect_right<bf16>("local(128)", {2, 1000, 20, 32, 32});
+  expect_right<fp16>("row(100)", {2, 700, 20, 16, 16});
+  expect_right<bf16>("local(96)", {5, 450, 30, 16, 72});
+}
+
 TEST_F(AttentionSm90Gpu, LengthsAroundATile) {
   for (const std::int64_t length : {1, 63, 64, 65, 127, 128, 129, 191, 192, 193})
-    expect_right<bf16>("fixed(32, 8)", {1, length, 1, 64, 64});
+    for (const char* spec : {"fixed(32, 8)", "local(128)", "row(32)"})
+      expect_right<bf16>(spec, {1, length, 1, 64, 64});
 }
 
 }  // namespace

@@ -10,16 +10,23 @@ namespace longstride::ops::cuda::sm90 {
 // Whether every pass of the line has one part, which is_short().
 bool is_short(const Line& line);
 
+// Whether a pass of the line is to be merged with earlier ones.
+bool merges(const Line& line);
+
 // Whether heads 2 n and 2 n + 1 of all are of the line and alike, so that narrow ones may share a
 // tile.
 bool in_pairs(const Line& line, std::int64_t heads);
 
-// For what takes() and is_short(), q and k at most 64 wide.
+// For what takes() and is_short(), q and k at most 64 wide; forward: nothing to be merged with.
+template <class A>
+void short_attention(device::Stream stream, const Attention<A>& op, const Line& line);
 template <class A>
 void short_attention_backward(device::Stream stream, const AttentionBackward<A>& op,
                               const Line& line);
 
 // Widths up to kQk / kHeads and kV / kHeads; kHeads = 2: in pairs, exactly as wide.
+template <class A, int kQk, int kV, int kHeads>
+void short_forward(device::Stream stream, const Attention<A>& op, const Line& line);
 template <class A, int kQk, int kV, int kHeads>
 void short_backward(device::Stream stream, const AttentionBackward<A>& op, const Line& line);
 

@@ -10,6 +10,11 @@ bool is_short(const Line& line) {
   });
 }
 
+bool merges(const Line& line) {
+  return std::any_of(line.passes->begin(), line.passes->end(),
+                     [](const HeadPass& pass) { return pass.merges != 0; });
+}
+
 bool in_pairs(const Line& line, std::int64_t heads) {
   const auto& passes = *line.passes;
   if (heads % 2 != 0 || passes.size() != static_cast<std::size_t>(heads)) return false;
@@ -25,15 +30,36 @@ bool in_pairs(const Line& line, std::int64_t heads) {
   return true;
 }
 
+namespace {
+
+// Calls act<kQk, kV, kHeads>().
+template <class Op, class Act>
+void by_width(const Op& op, const Line& line, const Act& act) {
+  if (op.v.width > 64) return act.template operator()<64, 128, 1>();
+  if (op.q.width == 32 && op.v.width == 32 && in_pairs(line, op.q.heads))
+    return act.template operator()<64, 64, 2>();
+  act.template operator()<64, 64, 1>();
+}
+
+}  // namespace
+
+template <class A>
+void short_attention(device::Stream stream, const Attention<A>& op, const Line& line) {
+  by_width(op, line, [&]<int kQk, int kV, int kHeads>() {
+    short_forward<A, kQk, kV, kHeads>(stream, op, line);
+  });
+}
+
 template <class A>
 void short_attention_backward(device::Stream stream, const AttentionBackward<A>& op,
                               const Line& line) {
-  if (op.v.width > 64) return short_backward<A, 64, 128, 1>(stream, op, line);
-  if (op.q.width == 32 && op.v.width == 32 && in_pairs(line, op.q.heads))
-    return short_backward<A, 64, 64, 2>(stream, op, line);
-  short_backward<A, 64, 64, 1>(stream, op, line);
+  by_width(op, line, [&]<int kQk, int kV, int kHeads>() {
+    short_backward<A, kQk, kV, kHeads>(stream, op, line);
+  });
 }
 
+template void short_attention(device::Stream, const Attention<bf16>&, const Line&);
+template void short_attention(device::Stream, const Attention<fp16>&, const Line&);
 template void short_attention_backward(device::Stream, const AttentionBackward<bf16>&, const Line&);
 template void short_attention_backward(device::Stream, const AttentionBackward<fp16>&, const Line&);
 
