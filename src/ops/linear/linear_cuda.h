@@ -52,7 +52,7 @@ struct LinearActivation {
   Matrix<const A> x, weight;
   Vector<const float> bias;  // [out]
   Matrix<A> pre;             // empty: not wanted
-  Matrix<A> y;
+  Matrix<A> y;               // likewise, if pre is wanted
 };
 template <class A>
 void linear_activation(LinearContext& context, device::Stream stream,

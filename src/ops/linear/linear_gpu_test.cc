@@ -78,17 +78,22 @@ struct Output {
   DeviceBuffer<A> on_device;
 };
 
-// sum_k term(i, j, k) + start(i, j), in Real, for all i, j.
+// sum_k term(i, j, k) + start(i, j), in Real, for all i, j; k in order. Runs along j inside, so
+// that rows of j lie in the caches.
 template <class Real, class Term, class Start>
 std::vector<Real> sums(std::int64_t rows, std::int64_t cols, std::int64_t inner, const Term& term,
                        const Start& start) {
   std::vector<Real> out(static_cast<std::size_t>(rows * cols));
+  const std::int64_t width = rows < 16 ? 8 : std::max<std::int64_t>(cols, 1);
+  const std::int64_t blocks = (cols + width - 1) / width;
 #pragma omp parallel for
-  for (std::int64_t at = 0; at < rows * cols; ++at) {
-    const std::int64_t i = at / cols, j = at % cols;
-    Real sum = 0;
-    for (std::int64_t k = 0; k < inner; ++k) sum += static_cast<Real>(term(i, j, k));
-    out[static_cast<std::size_t>(at)] = sum + static_cast<Real>(start(i, j));
+  for (std::int64_t block = 0; block < rows * blocks; ++block) {
+    const std::int64_t i = block / blocks, first = block % blocks * width;
+    const std::int64_t last = std::min(first + width, cols);
+    Real* const sum = out.data() + i * cols;
+    for (std::int64_t k = 0; k < inner; ++k)
+      for (std::int64_t j = first; j < last; ++j) sum[j] += static_cast<Real>(term(i, j, k));
+    for (std::int64_t j = first; j < last; ++j) sum[j] += static_cast<Real>(start(i, j));
   }
   return out;
 }
@@ -170,18 +175,22 @@ struct Maps {
     const auto truth = products<double>(true);
     const auto plain = stored<A>(products<float>(true));
     std::vector<float> first;
+    const auto run = [&](Matrix<A> pre, Matrix<A> y) {
+      linear_activation<A>(
+          context, nullptr,
+          {.x = x.view(), .weight = w.view(), .bias = bias_view(), .pre = pre, .y = y});
+    };
     for (const bool keep : {true, false}) {
-      const Output<A> pre(c.R, c.out, c), y(c.R, c.out, c);
-      linear_activation<A>(context, nullptr,
-                           {.x = x.view(),
-                            .weight = w.view(),
-                            .bias = bias_view(),
-                            .pre = keep ? pre.view() : Matrix<A>(),
-                            .y = y.view()});
+      const Output<A> pre(c.R, c.out, c), y(c.R, c.out, c), alone(c.R, c.out, c);
+      run(keep ? pre.view() : Matrix<A>(), y.view());
       const auto got = y.values();
       expect_good<A>(stored<A>(acts(plain)), got, acts(truth), "y");
-      if (keep) expect_good<A>(plain, pre.values(), truth, "pre");
-      if (keep) first = got;
+      if (keep) {
+        first = got;
+        expect_good<A>(plain, pre.values(), truth, "pre");
+        run(alone.view(), {});
+        EXPECT_TRUE(test::same_bits(alone.values(), pre.values())) << "pre with and without y";
+      }
       EXPECT_TRUE(test::same_bits(got, first)) << "y with and without pre";
     }
   }
@@ -224,6 +233,13 @@ struct Maps {
   }
   void weight_gradient() {
     const auto w0 = random_normal<float>(c.in * c.out, 7), b0 = random_normal<float>(c.out, 8);
+    const auto term = [&](auto k, auto n, auto r) { return x(r, k) * dy(r, n); };
+    const auto term_b = [&](auto, auto n, auto r) { return dy(r, n); };
+    const auto zero = [](auto, auto) { return 0; };
+    auto plain = sums<float>(c.in, c.out, c.R, term, zero);
+    auto truth = sums<double>(c.in, c.out, c.R, term, zero);
+    auto plain_b = sums<float>(1, c.out, c.R, term_b, zero);
+    auto truth_b = sums<double>(1, c.out, c.R, term_b, zero);
     for (const bool add : {false, true}) {
       DeviceBuffer<float> dw = add ? to_device(w0) : poisoned_device<float>(c.in * c.out);
       DeviceBuffer<float> db = add ? to_device(b0) : poisoned_device<float>(c.out);
@@ -233,18 +249,10 @@ struct Maps {
                                  .dweight = dw.matrix(c.in, c.out),
                                  .dbias = db.vector(),
                                  .add = add});
-      const auto term = [&](auto k, auto n, auto r) { return x(r, k) * dy(r, n); };
-      const auto start = [&](auto k, auto n) {
-        return add ? w0[static_cast<std::size_t>(k * c.out + n)] : 0.0f;
-      };
-      const auto term_b = [&](auto, auto n, auto r) { return dy(r, n); };
-      const auto start_b = [&](auto, auto n) {
-        return add ? b0[static_cast<std::size_t>(n)] : 0.0f;
-      };
-      expect_good<A>(sums<float>(c.in, c.out, c.R, term, start), to_host(dw),
-                     sums<double>(c.in, c.out, c.R, term, start), "dweight");
-      expect_good<A>(sums<float>(1, c.out, c.R, term_b, start_b), to_host(db),
-                     sums<double>(1, c.out, c.R, term_b, start_b), "dbias");
+      for (std::size_t i = 0; add && i < w0.size(); ++i) plain[i] += w0[i], truth[i] += w0[i];
+      for (std::size_t i = 0; add && i < b0.size(); ++i) plain_b[i] += b0[i], truth_b[i] += b0[i];
+      expect_good<A>(plain, to_host(dw), truth, "dweight");
+      expect_good<A>(plain_b, to_host(db), truth_b, "dbias");
     }
   }
   Vector<const float> bias_view() const { return bias_on_device.vector(); }
@@ -459,6 +467,9 @@ TEST(LinearSplitTest, PartsCoverAllRows) {
         }
       }
   EXPECT_EQ(split_rows(49152, 512, 512, 132, std::int64_t{8} << 20, costs).parts, 8);
+  const SplitCosts dear{.tile_rows = 128, .tile_cols = 128, .bytes_per_row = 1, .most_rows = 768};
+  EXPECT_EQ(split_rows(1100, 512, 384, 132, std::int64_t{8} << 20, dear).parts, 2);
+  EXPECT_EQ(split_rows(49152, 2048, 512, 132, std::int64_t{8} << 20, dear).parts, 8);
 }
 
 }  // namespace

@@ -100,6 +100,7 @@ bool linear_activation(device::Stream stream, const LinearActivation<A>& op) {
   if constexpr (std::is_same_v<A, float>) {
     return false;
   } else {
+    if (op.y.empty()) return linear(stream, Linear<A>{op.x, op.weight, op.bias, op.pre});
     if (!suits(op.x, op.weight, op.x.cols) || !suits(op.y)) return false;
     if (!op.pre.empty() && !suits(op.pre)) return false;
     Ends<A> ends;

@@ -22,8 +22,8 @@ struct SplitCosts {
 };
 
 // Minimum over s of  max(waves(s) rows / s, time to read the operands) + waves(s) setup + time to
-// write and read s parts, in rows; chunks are multiples of 64 rows; at most `room` floats of parts.
-// One part needs no room.
+// write and read s parts, in rows; chunks are multiples of 64 rows; at most `room` floats of parts
+// (the shortest chunks, if even these are longer than wanted). One part needs no room.
 constexpr RowSplit split_rows(std::int64_t rows, std::int64_t in, std::int64_t out, int processors,
                               std::int64_t room, const SplitCosts& costs) {
   const auto over = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
@@ -42,8 +42,7 @@ constexpr RowSplit split_rows(std::int64_t rows, std::int64_t in, std::int64_t o
                         static_cast<double>(waves * costs.setup_rows) + moved / costs.bytes_per_row;
     const bool short_enough = chunk <= std::max<std::int64_t>(costs.most_rows, 64);
     const bool best_short = best.chunk <= std::max<std::int64_t>(costs.most_rows, 64);
-    if (s == 1 || (short_enough && !best_short) ||
-        (cost < least && (short_enough || !best_short))) {
+    if (s == 1 || !best_short || (cost < least && short_enough)) {
       best = {chunk, parts};
       least = cost;
     }

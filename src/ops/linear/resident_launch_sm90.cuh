@@ -20,16 +20,16 @@ void launch_as(device::Stream stream, const CUtensorMap& x, const CUtensorMap& b
   const int pairs = (ends.columns + 2 * kTile - 1) / (2 * kTile);
   const auto tiles = static_cast<int>((ends.rows + kTile - 1) / kTile);
   const int along = std::clamp(device::multiprocessors() / 2 / pairs, 1, tiles);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {2, 1, 1};
+  cudaLaunchAttribute attributes[2] = {{}, device::early_launch()};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {2, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(2 * pairs * along));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   device::check(cudaLaunchKernelEx(&config, entry, x, b, ends, deep, pairs), "linear");
   device::launched(stream, "linear ", ends.rows, "x", deep * kDeep, "x", ends.columns);
 }

@@ -19,6 +19,7 @@
 
 #include "device/cluster_sm90.cuh"
 #include "device/cuda.h"
+#include "device/early_launch_sm90.cuh"
 #include "device/wgmma_sm90.cuh"
 #include "ops/linear/resident_sm90.h"
 #include "ops/linear/words_sm90.cuh"
@@ -266,11 +267,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   at.first = cluster / pairs;
   at.step = clusters / pairs;
   at.end = static_cast<int>((ends.rows + kTile - 1) / kTile);
-  float* const bias = reinterpret_cast<float*>(shared + (at.base - start) + kBiasAt);
-  if (threadIdx.x < kTile) {
-    const int n = at.slice * kTile + static_cast<int>(threadIdx.x);
-    bias[threadIdx.x] = ends.bias != nullptr && n < ends.columns ? ends.bias[n] : 0.0f;
-  }
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < at.stages; ++stage) {
       barrier_init(at.full(stage), 1);
@@ -280,6 +276,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     barriers_ready();
   }
   cluster_sync();
+  after_previous();
+  allow_next();
+  float* const bias = reinterpret_cast<float*>(shared + (at.base - start) + kBiasAt);
+  if (threadIdx.x < kTile) {
+    const int n = at.slice * kTile + static_cast<int>(threadIdx.x);
+    bias[threadIdx.x] = ends.bias != nullptr && n < ends.columns ? ends.bias[n] : 0.0f;
+  }
+  __syncthreads();
   if (threadIdx.x < kGroup) {
     give_registers<40>();
     if (threadIdx.x == 0) load<kAcross>(at, x_map, b_map);

@@ -15,6 +15,7 @@
 #include <algorithm>
 
 #include "device/cluster_sm90.cuh"
+#include "device/early_launch_sm90.cuh"
 #include "device/number.cuh"
 #include "device/wgmma_sm90.cuh"
 #include "ops/linear/product256_sm90.cuh"
@@ -172,7 +173,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     barriers_ready();
   }
   cluster_sync();
-  asm volatile("griddepcontrol.launch_dependents;");
+  after_previous();
+  allow_next();
   if (threadIdx.x < kGroup) {
     give_registers<40>();
     if (threadIdx.x == 0) load(at, x_map, dy_map, split);
@@ -196,75 +198,106 @@ __device__ void put(float* out, float2 total, bool add) {
   *to = total;
 }
 
-// Threads of a block that adds: `kAcross` places side by side, each taken by kBelow threads that
-// take every kBelow-th part.
-constexpr int kAcross = 32, kBelow = 8;
-constexpr int kAddBlocks = kTile * kTile / 4 / kAcross;  // of a tile: 4 elements a place
-constexpr int kSumBlocks = kTile / kAcross;              // of the columns of a tile: 1 a place
+// Threads of a block that adds: across x below, `below` of them for a place.
+constexpr int kAddThreads = 256, kSumBelow = 8;
+constexpr int kPlaces = kTile * kTile / 4;  // of a tile: 4 elements each
+template <int kBelow>
+constexpr int kAddBlocks = kPlaces / (kAddThreads / kBelow);   // of a tile
+constexpr int kSumBlocks = kTile / (kAddThreads / kSumBelow);  // of the columns of a tile
 
-// The sum over threadIdx.y, in the threads of the first row.
+// The sum over the threads of a place, in the first of them.
+template <int kBelow>
 __device__ float4 add_below(float4 mine) {
-  __shared__ float4 all[kBelow][kAcross];
-  all[threadIdx.y][threadIdx.x] = mine;
-  __syncthreads();
-  if (threadIdx.y != 0) return mine;
-  for (int y = 1; y < kBelow; ++y) {
-    const float4 v = all[y][threadIdx.x];
-    mine.x += v.x, mine.y += v.y, mine.z += v.z, mine.w += v.w;
+  if constexpr (kBelow > 1) {
+    constexpr int kAcross = kAddThreads / kBelow;
+    __shared__ float4 all[kAddThreads];
+    all[threadIdx.x] = mine;
+    __syncthreads();
+    if (threadIdx.x >= kAcross) return mine;
+    for (int y = 1; y < kBelow; ++y) {
+      const float4 v = all[y * kAcross + threadIdx.x];
+      mine.x += v.x, mine.y += v.y, mine.z += v.z, mine.w += v.w;
+    }
   }
   return mine;
 }
 
 // Places of dW are 2 x 2 elements as they lay in registers.
-__device__ void add_tile(const Split& split, const float* scratch, float* dweight, bool add) {
-  const int tile = static_cast<int>(blockIdx.x) / kAddBlocks;
-  const int inside =
-      static_cast<int>(blockIdx.x) % kAddBlocks * kAcross + static_cast<int>(threadIdx.x);
+template <int kBelow>
+__device__ void add_tile(const Split& split, const float* scratch, float* dweight, bool add,
+                         int block) {
+  constexpr int kAcross = kAddThreads / kBelow;
+  const int tile = block / kAddBlocks<kBelow>;
+  const int inside = block % kAddBlocks<kBelow> * kAcross + threadIdx.x % kAcross;
   const float* const from = scratch + std::int64_t{tile} * kTile * kTile + inside * 4;
   float4 total = {0, 0, 0, 0};
 #pragma unroll 4
-  for (int part = threadIdx.y; part < split.parts; part += kBelow) {
+  for (int part = threadIdx.x / kAcross; part < split.parts; part += kBelow) {
     const float4 v = *reinterpret_cast<const float4*>(from + part * split.part_floats());
     total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
   }
-  total = add_below(total);
+  total = add_below<kBelow>(total);
   const int thread = inside % kGroup, piece = inside / kGroup % 32, group = inside / kGroup / 32;
   const int i = tile / split.tiles_out() * kTile + group * 64 + thread / 32 * 16 + thread % 32 / 4;
   const int o = tile % split.tiles_out() * kTile + piece * 8 + thread % 4 * 2;
-  if (threadIdx.y != 0 || o >= split.out) return;
+  if (threadIdx.x >= kAcross || o >= split.out) return;
   float* const to = dweight + std::int64_t{i} * split.out + o;
   if (i < split.in) put(to, {total.x, total.y}, add);
   if (i + 8 < split.in) put(to + 8 * std::int64_t{split.out}, {total.z, total.w}, add);
 }
 
-__device__ void add_sums(const Split& split, const float* scratch, float* dbias, bool add) {
-  const int block = static_cast<int>(blockIdx.x) - split.tiles() * kAddBlocks;
-  const int tile_out = block / kSumBlocks, column = block % kSumBlocks * kAcross + threadIdx.x;
+__device__ void add_sums(const Split& split, const float* scratch, float* dbias, bool add,
+                         int block) {
+  constexpr int kAcross = kAddThreads / kSumBelow;
+  const int tile_out = block / kSumBlocks;
+  const int column = block % kSumBlocks * kAcross + threadIdx.x % kAcross;
   const float* const sums = scratch + split.parts * split.part_floats();
   float4 total = {0, 0, 0, 0};
-  for (int part = threadIdx.y; part < split.parts * split.tiles_in(); part += kBelow) {
+#pragma unroll 4
+  for (int part = threadIdx.x / kAcross; part < split.parts * split.tiles_in(); part += kSumBelow) {
     const std::int64_t index = std::int64_t{part} * split.tiles_out() + tile_out;
     const float* const four = sums + index * 4 * kTile + column;
     total.x += four[0], total.y += four[kTile];
     total.z += four[2 * kTile], total.w += four[3 * kTile];
   }
-  total = add_below(total);
+  total = add_below<kSumBelow>(total);
   const int n = tile_out * kTile + column;
-  if (threadIdx.y != 0 || n >= split.out) return;
+  if (threadIdx.x >= kAcross || n >= split.out) return;
   const float sum = (total.x + total.y) + (total.z + total.w);
   dbias[n] = add ? dbias[n] + sum : sum;
 }
 
-// Blocks of dW first, then those of db. They may be on the card before the parts are done.
-__global__ void __launch_bounds__(kAcross* kBelow)
-    add_kernel(const Split split, const float* scratch, float* dweight, float* dbias, bool add) {
+// Blocks of db first, `sum_blocks` of them, which take longest, then those of dW. They may be on
+// the card before the parts are done.
+template <int kBelow>
+__global__ void __launch_bounds__(kAddThreads, 6)
+    add_kernel(const Split split, const float* scratch, float* dweight, float* dbias, bool add,
+               int sum_blocks) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  if (static_cast<int>(blockIdx.x) < split.tiles() * kAddBlocks)
-    add_tile(split, scratch, dweight, add);
+  device::sm90::after_previous();
+  device::sm90::allow_next();
+  const auto block = static_cast<int>(blockIdx.x);
+  if (block < sum_blocks)
+    add_sums(split, scratch, dbias, add, block);
   else
-    add_sums(split, scratch, dbias, add);
+    add_tile<kBelow>(split, scratch, dweight, add, block - sum_blocks);
 #endif
+}
+
+template <int kBelow>
+void launch_add(device::Stream stream, const Split& split, const float* scratch, float* dweight,
+                float* dbias, bool add) {
+  const int sum_blocks = dbias == nullptr ? 0 : split.tiles_out() * kSumBlocks;
+  cudaLaunchAttribute early = device::early_launch();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(split.tiles() * kAddBlocks<kBelow> + sum_blocks));
+  config.blockDim = dim3(kAddThreads);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  device::check(cudaLaunchKernelEx(&config, add_kernel<kBelow>, split, scratch, dweight, dbias, add,
+                                   sum_blocks),
+                "linear_weight_gradient");
 }
 
 }  // namespace
@@ -280,30 +313,26 @@ void launch(device::Stream stream, const CUtensorMap& x, const CUtensorMap& dy, 
   }();
   static_cast<void>(prepared);
   const int clusters = std::min(device::multiprocessors() / 2, split.tiles() * split.parts);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {2, 1, 1};
+  cudaLaunchAttribute attributes[2] = {{}, device::early_launch()};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {2, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(2 * clusters));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   device::check(cudaLaunchKernelEx(&config, entry, x, dy, split, scratch, dbias != nullptr),
                 "linear_weight_gradient");
-  const int blocks =
-      split.tiles() * kAddBlocks + (dbias == nullptr ? 0 : split.tiles_out() * kSumBlocks);
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kAcross, kBelow);
-  config.dynamicSmemBytes = 0;
-  config.attrs = &early;
-  device::check(cudaLaunchKernelEx(&config, add_kernel, split, static_cast<const float*>(scratch),
-                                   dweight, dbias, add),
-                "linear_weight_gradient");
+  // The fewer places, the more threads share one, so that about all that run at once are at work:
+  // what comes from L2 takes long.
+  if (split.tiles() <= 2)
+    launch_add<8>(stream, split, scratch, dweight, dbias, add);
+  else if (split.tiles() <= 4)
+    launch_add<4>(stream, split, scratch, dweight, dbias, add);
+  else
+    launch_add<1>(stream, split, scratch, dweight, dbias, add);
   device::launched(stream, "linear_weight_gradient ", split.rows, "x", split.in, "x", split.out);
 }
 
