@@ -9,6 +9,7 @@
 #include <string>
 
 #include "longstride/config.h"
+#include "longstride/recompute.h"
 
 namespace longstride {
 
@@ -34,8 +35,8 @@ struct MemoryPlan {
   std::int64_t parameters = 0;
   std::int64_t weights = 0, gradients = 0, optimizer = 0, averages = 0;  // bytes
   std::int64_t kept = 0, scratch = 0;                                    // bytes of activations
-  bool recompute = false;
-  std::int64_t segment = 0;    // blocks that run again at a time in backward; 0: no recomputation
+  Recompute recompute = {};
+  double recompute_time = 0;   // what that adds to a step without, as a share of it: an estimate
   std::int64_t available = 0;  // bytes of memory free there
   std::int64_t total() const { return weights + gradients + optimizer + averages + kept + scratch; }
 };

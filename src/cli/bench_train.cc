@@ -49,8 +49,7 @@ Json times_json(const TrainTimes& t) {
   return {{"device", t.plan.device},
           {"parameters", t.plan.parameters},
           {"micro_batch", t.plan.micro_batch},
-          {"recompute", t.plan.recompute},
-          {"segment", t.plan.segment},
+          {"recompute", recompute_json(t.plan.recompute)},
           {"planned_memory", t.plan.total()},
           {"peak_memory", t.peak_memory},
           {"steps", t.steps},
@@ -74,7 +73,7 @@ std::string times_text(const std::string& name, const TrainTimes& t, double peak
       t.mean_seconds, with_unit(t.symbols / t.best_seconds), with_unit(t.flops),
       with_unit(t.flops / t.best_seconds), 100 * t.flops / t.best_seconds / peak, with_unit(peak),
       precision, as_bytes(t.peak_memory), as_bytes(t.plan.total()),
-      t.plan.recompute ? "on" : "off");
+      recompute_text(t.plan.recompute));
   for (const Share& s : breakdown(t))
     lines += fmt::format("{:<24} {:>10.3f} ms {:>5.1f} % {:>6.0f} calls\n", s.name, s.seconds * 1e3,
                          100 * s.seconds / t.mean_seconds, s.calls);

@@ -103,4 +103,18 @@ std::string as_duration(double seconds) {
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
+std::string recompute_text(const Recompute& again) {
+  if (again.segment > 0) return fmt::format("on (segments of {} blocks)", again.segment);
+  if (again.inner > 0)
+    return fmt::format("on (q, k, v of {} blocks, ff1 of {})", again.qkv, again.inner);
+  return again.qkv > 0 ? fmt::format("on (q, k, v of {} blocks)", again.qkv) : "off";
+}
+
+nlohmann::ordered_json recompute_json(const Recompute& again) {
+  return {{"on", static_cast<bool>(again)},
+          {"segment", again.segment},
+          {"qkv", again.qkv},
+          {"inner", again.inner}};
+}
+
 }  // namespace longstride::cli

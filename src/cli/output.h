@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "longstride/recompute.h"
+
 namespace longstride::cli {
 
 // Thrown by the functions that write to stdout when its reader has gone; main ends quietly with 0.
@@ -26,5 +28,9 @@ std::string with_commas(std::int64_t count);  // 94,949,888
 std::string with_unit(double value);          // 12.3 k, 4.56 M
 std::string as_bytes(std::int64_t bytes);     // 84.2 MB
 std::string as_duration(double seconds);      // 0:07, 1:02:03
+
+// off; on (q, k, v of 12 blocks); on (segments of 5 blocks)
+std::string recompute_text(const Recompute& again);
+nlohmann::ordered_json recompute_json(const Recompute& again);
 
 }  // namespace longstride::cli

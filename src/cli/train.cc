@@ -50,8 +50,7 @@ Json to_json(const MemoryPlan& p) {
           {"kept", p.kept},
           {"scratch", p.scratch},
           {"total", p.total()},
-          {"recompute", p.recompute},
-          {"segment", p.segment},
+          {"recompute", recompute_json(p.recompute)},
           {"available", p.available}};
 }
 
@@ -72,18 +71,13 @@ Json to_json(const StepReport& s) {
           {"skipped", s.skipped}};
 }
 
-std::string recompute(const MemoryPlan& p) {
-  if (!p.recompute) return "off";
-  return p.segment > 1 ? fmt::format("on ({} blocks at a time)", p.segment) : "on";
-}
-
 std::string describe(const MemoryPlan& p) {
   return fmt::format(
       "{}, {}; {} parameters; memory {}: weights {}, gradients {}, optimizer {}, averages {}, "
       "kept {}, scratch {}; micro-batch {}; recompute {}; {} free",
       p.device, p.precision, with_commas(p.parameters), as_bytes(p.total()), as_bytes(p.weights),
       as_bytes(p.gradients), as_bytes(p.optimizer), as_bytes(p.averages), as_bytes(p.kept),
-      as_bytes(p.scratch), p.micro_batch, recompute(p), as_bytes(p.available));
+      as_bytes(p.scratch), p.micro_batch, recompute_text(p.recompute), as_bytes(p.available));
 }
 
 std::string describe(const StepReport& s) {

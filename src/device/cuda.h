@@ -72,6 +72,9 @@ using PinnedBuffer = BasicBuffer<T, allocate_pinned, release_pinned>;
 
 // Copies in the order of the stream; `from` and `to` may be of host or device.
 void copy(Stream stream, void* to, const void* from, std::int64_t bytes);
+// `rows` pieces of `bytes` each, which begin so many bytes apart.
+void copy_rows(Stream stream, void* to, std::int64_t to_stride, const void* from,
+               std::int64_t from_stride, std::int64_t bytes, std::int64_t rows);
 void zero(Stream stream, void* to, std::int64_t bytes);
 void synchronize(Stream stream);
 

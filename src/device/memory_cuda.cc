@@ -52,6 +52,14 @@ void copy(Stream stream, void* to, const void* from, std::int64_t bytes) {
         text("copy of ", bytes, " bytes"));
 }
 
+void copy_rows(Stream stream, void* to, std::int64_t to_stride, const void* from,
+               std::int64_t from_stride, std::int64_t bytes, std::int64_t rows) {
+  check(cudaMemcpy2DAsync(to, static_cast<std::size_t>(to_stride), from,
+                          static_cast<std::size_t>(from_stride), static_cast<std::size_t>(bytes),
+                          static_cast<std::size_t>(rows), cudaMemcpyDefault, stream),
+        text("copy of ", rows, " rows of ", bytes, " bytes"));
+}
+
 void zero(Stream stream, void* to, std::int64_t bytes) {
   if (bytes == 0) return;
   check(cudaMemsetAsync(to, 0, static_cast<std::size_t>(bytes), stream),

@@ -43,7 +43,7 @@ class CudaScorer final : public WindowScorer {
       device::copy(stream_, copy_.data(), weights.data, copy_.bytes());
       weights = copy_.vector();
     }
-    pass_.begin(stream_, weights, {});
+    pass_.begin(stream_, weights);
     device::synchronize(stream_);
   }
 
@@ -102,10 +102,11 @@ std::unique_ptr<WindowScorer> make_cuda_scorer(const ModelConfig& model,
 
 std::int64_t cuda_scorer_bytes(const ModelConfig& model, const std::string& precision) {
   const std::int64_t batch = batch_of(model);
-  const DevicePassBytes pass = precision == "bf16"
-                                   ? device_pass_bytes<bf16>(model, batch, kScoreOnly)
-                                   : device_pass_bytes<float>(model, batch, kScoreOnly);
-  return pass.total() + ParameterLayout(model).extent * 4 + batch * model.context * 5;
+  const ParameterLayout parameters(model);
+  const DevicePassBytes pass =
+      precision == "bf16" ? device_pass_bytes<bf16>(model, parameters, batch, kScoreOnly, 0)
+                          : device_pass_bytes<float>(model, parameters, batch, kScoreOnly, 0);
+  return pass.total() + parameters.extent * 4 + batch * model.context * 5;
 }
 
 }  // namespace longstride

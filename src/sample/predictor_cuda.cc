@@ -58,7 +58,7 @@ class CudaFullPredictor final : public Predictor {
         logits_(model.context * 256),
         row_(256) {
     device::copy(stream_, weights_.data(), weights.data, weights_.bytes());
-    pass_.begin(stream_, weights_.vector(), {});
+    pass_.begin(stream_, weights_.vector());
     device::synchronize(stream_);
   }
 

@@ -24,8 +24,8 @@ class CpuEngine final : public Engine {
   explicit CpuEngine(const EngineParts& parts)
       : model_(parts.config.model),
         state_(parts.state),
-        step_(parts.config, parts.layout, parts.plan.recompute, parts.data.data(),
-              parts.data.split("train")),
+        step_(parts.config, parts.layout, static_cast<bool>(parts.plan.recompute),
+              parts.data.data(), parts.data.split("train")),
         peak_flops_(measure_peak(parts)) {}
 
   int depth() const override { return 1; }

@@ -136,7 +136,7 @@ TEST_F(CudaEngine, SameBitsAgainAndWithRecompute) {
     for (const char* recompute : {"off", "on"}) {
       config.train.recompute = recompute;
       Rig again(config, bytes(), true);
-      EXPECT_EQ(again.plan.recompute, recompute == std::string("on"));
+      EXPECT_EQ(static_cast<bool>(again.plan.recompute), recompute == std::string("on"));
       const auto repeated = again.run(8);
       for (std::size_t s = 0; s < 8; ++s) EXPECT_EQ(repeated[s].bits, outcomes[s].bits);
       EXPECT_TRUE(same_state(first.state, again.state)) << precision << " " << recompute;

@@ -56,36 +56,33 @@ MemoryPlan plan_passes(const Config& config, const ParameterLayout& layout,
   plan.optimizer = 2 * array;
   plan.averages = t.ema > 0 ? array : 0;
   plan.available = memory.available;
-  const auto with = [&](std::int64_t segment) {
-    const TrainingBytes pass = memory.bytes(config, segment);
-    MemoryPlan way = plan;
-    way.recompute = segment > 0;
-    way.segment = segment;
-    way.kept = pass.kept;
-    way.scratch = pass.scratch;
-    return way;
+  const auto with = [&](const StepMemory::Way& way) {
+    const TrainingBytes pass = memory.bytes(config, way.again);
+    MemoryPlan next = plan;
+    next.recompute = way.again;
+    next.recompute_time = way.time;
+    next.kept = pass.kept;
+    next.scratch = pass.scratch;
+    return next;
   };
-  MemoryPlan best = with(0);
+  MemoryPlan best = with({});
   if (t.recompute == "off" || (t.recompute == "auto" && comfortable(best, memory))) return best;
   bool first = true;
-  for (const std::int64_t segment : memory.segments(config.model)) {
-    const MemoryPlan way = with(segment);
-    if (t.recompute == "auto" && comfortable(way, memory)) return way;
-    if (first || way.total() < best.total()) best = way;
+  for (const StepMemory::Way& way : memory.ways(config.model)) {
+    const MemoryPlan next = with(way);
+    if (t.recompute == "auto" && comfortable(next, memory)) return next;
+    if (first || next.total() < best.total()) best = next;
     first = false;
   }
   return best;
 }
 
-constexpr double kForwardShare = 0.3;  // of a step
 constexpr double kWorthIt = 0.99;
 
 // Of a symbol, against one of an endless pass that keeps everything.
 double relative_time(const MemoryPlan& plan, const ModelConfig& model, const StepMemory& memory) {
   const auto symbols = static_cast<double>(plan.micro_batch) * static_cast<double>(model.context);
-  double again = 0;  // share of the blocks; the last segment does not run again
-  if (plan.recompute) again = 1 - 1 / static_cast<double>(ceil_div(model.layers, plan.segment));
-  return (1 + kForwardShare * again) * (1 + memory.symbols_lost / symbols);
+  return (1 + plan.recompute_time) * (1 + memory.symbols_lost / symbols);
 }
 
 }  // namespace
@@ -107,14 +104,18 @@ StepMemory cpu_memory(std::int64_t available) {
   StepMemory memory;
   memory.available = available;
   memory.symbols_lost = 100;
-  memory.bytes = [](const Config& config, std::int64_t segment) {
+  memory.bytes = [](const Config& config, const Recompute& again) {
     const TrainConfig& t = config.train;
-    TrainingBytes bytes =
-        training_bytes(config.model, t.micro_batch, segment > 0, t.precision == "bf16");
+    TrainingBytes bytes = training_bytes(config.model, t.micro_batch, static_cast<bool>(again),
+                                         t.precision == "bf16");
     if (t.validate_every > 0) bytes.scratch += scorer_bytes(config.model);
     return bytes;
   };
-  memory.segments = [](const ModelConfig&) { return std::vector<std::int64_t>{1}; };
+  memory.ways = [](const ModelConfig& model) {
+    constexpr double kForwardShare = 0.3;  // of a step; the last block does not run again
+    const double blocks = 1 - 1 / static_cast<double>(model.layers);
+    return std::vector<StepMemory::Way>{{{.segment = 1}, kForwardShare * blocks}};
+  };
   return memory;
 }
 

@@ -24,11 +24,15 @@ struct StepMemory {
   bool shared = true;       // with other programs: activations shall take half of it at most
   double symbols_lost = 0;  // so many more a pass would do in the time that it takes beside its own
 
-  // What passes and validation take beside weights, gradients, moments and averages. segment: how
-  // many blocks run again at a time in backward; 0: none, all is kept. With a micro_batch above 0.
-  std::function<TrainingBytes(const Config& config, std::int64_t segment)> bytes;
-  // Ways to run again, the quickest first.
-  std::function<std::vector<std::int64_t>(const ModelConfig& model)> segments;
+  // What passes and validation take beside weights, gradients, moments and averages. With a
+  // micro_batch above 0.
+  std::function<TrainingBytes(const Config& config, const Recompute& again)> bytes;
+  // Ways to hold less than all, the quickest first.
+  struct Way {
+    Recompute again;
+    double time;  // added, as a share of a step
+  };
+  std::function<std::vector<Way>(const ModelConfig& model)> ways;
 };
 StepMemory cpu_memory(std::int64_t available);
 StepMemory cuda_memory();  // of the first card, now; throws where not built

@@ -45,18 +45,24 @@ TEST(MemoryPlan, RunsNoMoreBlocksAgainThanADeviceMakesIt) {
   StepMemory memory;
   memory.device = "a card";
   memory.shared = false;
-  memory.bytes = [](const Config&, std::int64_t segment) {
-    return TrainingBytes{segment == 0 ? 12000 : segment * 1000, 500};
+  memory.bytes = [](const Config&, const Recompute& again) {
+    return TrainingBytes{again.segment > 0 ? again.segment * 1000 : 12000 - again.qkv * 500, 500};
   };
-  memory.segments = [](const ModelConfig&) { return std::vector<std::int64_t>{6, 4, 3}; };
+  memory.ways = [](const ModelConfig&) {
+    return std::vector<StepMemory::Way>{
+        {{.qkv = 2}, 0.1}, {{.segment = 6}, 0.2}, {{.segment = 4}, 0.3}, {{.segment = 3}, 0.4}};
+  };
   const std::int64_t arrays = 5 * layout.extent * 4;  // with averages
   const auto segment = [&](std::int64_t activations, const char* recompute) {
     config.train.recompute = recompute;
     memory.available = arrays + activations;
-    return plan_memory(config, layout, memory).segment;
+    return plan_memory(config, layout, memory).recompute.segment;
   };
   EXPECT_EQ(segment(12500, "auto"), 0);
-  EXPECT_EQ(segment(12499, "auto"), 6);
+  EXPECT_EQ(segment(12499, "auto"), 0);
+  EXPECT_EQ(plan_memory(config, layout, memory).recompute.qkv, 2);
+  EXPECT_EQ(plan_memory(config, layout, memory).recompute_time, 0.1);
+  EXPECT_EQ(segment(11499, "auto"), 6);
   EXPECT_EQ(segment(6499, "auto"), 4);
   EXPECT_EQ(segment(4500, "auto"), 4);
   EXPECT_EQ(segment(4499, "auto"), 3);
@@ -82,16 +88,18 @@ TEST(MemoryPlan, TakesAsManyAtOnceAsFitWhereThatIsQuicker) {
   StepMemory memory;
   memory.shared = false;
   memory.symbols_lost = 32;
-  memory.bytes = [](const Config& c, std::int64_t segment) {
-    return TrainingBytes{c.train.micro_batch * (segment == 0 ? 1000 : 200), 0};
+  memory.bytes = [](const Config& c, const Recompute& again) {
+    return TrainingBytes{c.train.micro_batch * (again ? 200 : 1000), 0};
   };
-  memory.segments = [](const ModelConfig&) { return std::vector<std::int64_t>{1}; };
+  memory.ways = [](const ModelConfig&) {
+    return std::vector<StepMemory::Way>{{{.segment = 1}, 0.15}};
+  };
   const std::int64_t arrays = 5 * layout.extent * 4;  // with averages
   using Choice = std::pair<std::int64_t, bool>;       // micro-batch, recompute
   const auto choice = [&](std::int64_t activations, std::int64_t recorded = 0) {
     memory.available = arrays + activations;
     const MemoryPlan plan = plan_memory(config, layout, memory, recorded);
-    return Choice(plan.micro_batch, plan.recompute);
+    return Choice(plan.micro_batch, static_cast<bool>(plan.recompute));
   };
   EXPECT_EQ(choice(12000), Choice(12, false));
   EXPECT_EQ(choice(11999), Choice(6, false));

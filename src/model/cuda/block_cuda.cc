@@ -9,12 +9,12 @@ namespace longstride {
 
 namespace {
 
-using device::DeviceBuffer;
 using device::Timed;
 
-template <class A>
-Matrix<A> rows(const DeviceBuffer<A>& buffer, const DeviceShape& s, std::int64_t cols) {
-  return matrix(buffer.data(), s.rows(), cols);
+// Rows [begin, begin + count) of `m`.
+template <class T>
+Matrix<T> rows(Matrix<T> m, std::int64_t begin, std::int64_t count) {
+  return {m.row(begin), count, m.cols, m.stride};
 }
 
 // The views of q, k and v, or of their gradients, in rows [q | k | v].
@@ -28,13 +28,8 @@ struct Projections {
 };
 
 template <class A>
-Heads<A> heads(const DeviceBuffer<A>& buffer, const DeviceShape& s) {
-  return {buffer.data(), s.batch, s.length, s.heads, s.width / s.heads, s.width};
-}
-
-// Of the rows of this call, which may be fewer than the buffer was made for.
-Vector<float> part(const DeviceBuffer<float>& buffer, std::int64_t size) {
-  return {buffer.data(), size};
+Heads<A> heads(A* data, const DeviceShape& s) {
+  return {data, s.batch, s.length, s.heads, s.width / s.heads, s.width};
 }
 
 template <class A>
@@ -60,139 +55,126 @@ ops::cuda::AttentionBackward<A> attention_gradient(const DeviceShape& s,
 }  // namespace
 
 template <class A>
-DeviceKept<A>::DeviceKept(const DeviceShape& s)
-    : xhat1(s.rows() * s.width),
-      qkv(s.rows() * s.qkv()),
-      att(s.rows() * s.width),
-      xhat2(s.rows() * s.width),
-      pre(s.rows() * s.ff),
-      rstd1(s.rows()),
-      rstd2(s.rows()),
-      lse(s.rows() * s.heads) {}
+DeviceKept<A>::DeviceKept(char* memory, const DeviceLayout::Block& b)
+    : norm1{reinterpret_cast<A*>(memory + b.xhat1), reinterpret_cast<float*>(memory + b.rstd1)},
+      norm2{reinterpret_cast<A*>(memory + b.xhat2), reinterpret_cast<float*>(memory + b.rstd2)},
+      qkv(reinterpret_cast<A*>(memory + b.qkv)),
+      att(reinterpret_cast<A*>(memory + b.att)),
+      inner(reinterpret_cast<A*>(memory + b.inner)),
+      active(reinterpret_cast<A*>(memory + b.active)),
+      lse(reinterpret_cast<float*>(memory + b.lse)),
+      qkv_again(b.qkv_again) {}
 
 template <class A>
-std::int64_t DeviceKept<A>::bytes(const DeviceShape& s) {
-  return s.rows() * (static_cast<std::int64_t>(sizeof(A)) * (3 * s.width + s.qkv() + s.ff) +
-                     static_cast<std::int64_t>(sizeof(float)) * (2 + s.heads));
-}
-
-template <class A>
-DeviceScratch<A>::DeviceScratch(const DeviceShape& s, bool again, std::int64_t attention_scratch)
-    : branch(s.rows() * s.width),
-      dbranch(again ? s.rows() * s.width : 0),
-      dx(s.rows() * s.width),
-      wide(s.rows() * std::max(s.ff, s.qkv())),
-      attention(attention_scratch) {}
-
-template <class A>
-std::int64_t DeviceScratch<A>::bytes(const DeviceShape& s, bool again,
-                                     std::int64_t attention_scratch) {
-  return s.rows() * static_cast<std::int64_t>(sizeof(A)) *
-             ((again ? 3 : 2) * s.width + std::max(s.ff, s.qkv())) +
-         attention_scratch * static_cast<std::int64_t>(sizeof(float));
-}
-
-template <class A>
-void DeviceBlock<A>::forward(Matrix<float> h, bool complete, bool whole,
-                             Matrix<float> input) const {
-  const DeviceShape& s = shape;
+void DeviceBlock<A>::first_norm(Matrix<float> h) const {
+  const Timed timed(stream, "norm");
   ops::cuda::ResidualNorm<A> norm;
   norm.h = h;
-  norm.xhat = rows(kept.xhat1, s, s.width);
-  norm.rstd = part(kept.rstd1, s.rows());
-  if (!complete) {
-    norm.branch = rows(scratch.branch, s, s.width);
-    norm.dropout = dropout.of(2 * index - 1);
-    norm.device_step = dropout.step;
-  }
-  {
-    const Timed timed(stream, "norm");
-    ops::cuda::residual_norm(stream, norm);
-  }
-  if (!input.empty())
-    device::copy(stream, input.data, h.data,
-                 h.rows * h.cols * static_cast<std::int64_t>(sizeof(float)));
+  norm.xhat = narrow(kept.norm1.xhat);
+  norm.rstd = {kept.norm1.rstd, shape.rows()};
+  ops::cuda::residual_norm(stream, norm);
+}
+
+// The branch stands in norm.xhat.
+template <class A>
+void DeviceBlock<A>::add_and_norm(Matrix<float> h, const DeviceNorm<A>& norm,
+                                  std::int64_t branch) const {
+  const Timed timed(stream, "norm");
+  ops::cuda::ResidualNorm<A> op;
+  op.h = h;
+  op.branch = op.xhat = narrow(norm.xhat);
+  op.rstd = {norm.rstd, shape.rows()};
+  op.dropout = dropout.of(branch);
+  op.device_step = dropout.step;
+  op.eps = norm.eps;
+  ops::cuda::residual_norm(stream, op);
+}
+
+template <class A>
+void DeviceBlock<A>::forward(Matrix<float> h, const DeviceNorm<A>& next) const {
+  project();
   attend();
-  rest(h, whole);
+  {
+    const Timed timed(stream, "linear out");
+    const auto out = maps.out.of(weights, biases);
+    ops::cuda::linear(
+        linear, stream,
+        ops::cuda::Linear<A>{narrow(kept.att), out.weight, out.bias, narrow(kept.norm2.xhat)});
+  }
+  add_and_norm(h, kept.norm2, 2 * index);
+  feed(h, next);
+}
+
+template <class A>
+void DeviceBlock<A>::project() const {
+  const Timed timed(stream, "linear qkv");
+  const auto qkv = maps.qkv.of(weights, biases);
+  ops::cuda::linear(linear, stream,
+                    ops::cuda::Linear<A>{narrow(kept.norm1.xhat), qkv.weight, qkv.bias,
+                                         matrix(kept.qkv, shape.rows(), shape.qkv())});
 }
 
 template <class A>
 void DeviceBlock<A>::attend() const {
-  const DeviceShape& s = shape;
-  const auto qkv = maps.qkv.of(weights, biases);
-  {
-    const Timed timed(stream, "linear qkv");
-    ops::cuda::linear(linear, stream,
-                      ops::cuda::Linear<A>{rows(kept.xhat1, s, s.width), qkv.weight, qkv.bias,
-                                           rows(kept.qkv, s, s.qkv())});
-  }
-  const Projections<A> p(kept.qkv.data(), s);
   const Timed timed(stream, "attention");
-  ops::cuda::attention(stream, ops::cuda::Attention<A>{&plan, p.q, p.k, p.v, heads(kept.att, s),
-                                                       part(kept.lse, s.rows() * s.heads), scale});
+  const Projections<A> p(kept.qkv, shape);
+  ops::cuda::attention(stream, ops::cuda::Attention<A>{&plan,
+                                                       p.q,
+                                                       p.k,
+                                                       p.v,
+                                                       heads(kept.att, shape),
+                                                       {kept.lse, shape.rows() * shape.heads},
+                                                       scale});
 }
 
 template <class A>
-void DeviceBlock<A>::rest(Matrix<float> h, bool whole) const {
-  const DeviceShape& s = shape;
-  const auto out = maps.out.of(weights, biases), ff1 = maps.ff1.of(weights, biases),
-             ff2 = maps.ff2.of(weights, biases);
-  const auto branch = rows(scratch.branch, s, s.width);
-  const auto active = rows(scratch.wide, s, s.ff);
-  {
-    const Timed timed(stream, "linear out");
+void DeviceBlock<A>::feed(Matrix<float> h, const DeviceNorm<A>& next) const {
+  const auto ff1 = maps.ff1.of(weights, biases), ff2 = maps.ff2.of(weights, biases);
+  const auto x = narrow(kept.norm2.xhat), inner = matrix(kept.inner, shape.rows(), shape.ff);
+  for (std::int64_t begin = 0; begin < shape.rows(); begin += ff_rows) {
+    const std::int64_t count = std::min(ff_rows, shape.rows() - begin);
+    const auto active = matrix(kept.active, count, shape.ff);
+    {
+      const Timed timed(stream, "linear ff1, activation");
+      ops::cuda::linear_activation(
+          linear, stream,
+          ops::cuda::LinearActivation<A>{rows(x, begin, count), ff1.weight, ff1.bias,
+                                         rows(inner, begin, count), active});
+    }
+    if (next.xhat == nullptr) continue;
+    const Timed timed(stream, "linear ff2");
     ops::cuda::linear(
         linear, stream,
-        ops::cuda::Linear<A>{rows(kept.att, s, s.width), out.weight, out.bias, branch});
+        ops::cuda::Linear<A>{active, ff2.weight, ff2.bias, rows(narrow(next.xhat), begin, count)});
   }
-  ops::cuda::ResidualNorm<A> norm;
-  norm.h = h;
-  norm.branch = branch;
-  norm.xhat = rows(kept.xhat2, s, s.width);
-  norm.rstd = part(kept.rstd2, s.rows());
-  norm.dropout = dropout.of(2 * index);
-  norm.device_step = dropout.step;
-  {
-    const Timed timed(stream, "norm");
-    ops::cuda::residual_norm(stream, norm);
-  }
-  {
-    const Timed timed(stream, "linear ff1, activation");
-    ops::cuda::linear_activation(
-        linear, stream,
-        ops::cuda::LinearActivation<A>{rows(kept.xhat2, s, s.width), ff1.weight, ff1.bias,
-                                       rows(kept.pre, s, s.ff), active});
-  }
-  if (!whole) return;
-  const Timed timed(stream, "linear ff2");
-  ops::cuda::linear(linear, stream, ops::cuda::Linear<A>{active, ff2.weight, ff2.bias, branch});
+  if (next.xhat != nullptr) add_and_norm(h, next, 2 * index + 1);
 }
 
 template <class A>
-void DeviceBlock<A>::backward(Matrix<float> dh, Vector<float> dweights, Vector<float> dbiases,
-                              bool add) const {
+void DeviceBlock<A>::backward(Matrix<float> dh, const PackedBlock& to, Vector<float> gradients,
+                              bool add, bool inner_again) const {
   const DeviceShape& s = shape;
-  const auto branch = matrix(scratch.branch_gradient(), s.rows(), s.width);
-  const auto dx = rows(scratch.dx, s, s.width);
-  const auto active = rows(scratch.wide, s, s.ff), dqkv = rows(scratch.wide, s, s.qkv());
-  const auto pre = rows(kept.pre, s, s.ff);
-  const auto weight_gradient = [&](Matrix<const A> x, Matrix<const A> dy, const PackedMap& map) {
+  const auto branch = narrow(scratch.branch), x2 = narrow(kept.norm2.xhat);
+  const auto dqkv = matrix(scratch.dqkv, s.rows(), s.qkv());
+  const auto inner = matrix(kept.inner, s.rows(), s.ff);
+  const auto weight_gradient = [&](Matrix<const A> x, Matrix<const A> dy, const PackedMap& map,
+                                   bool adds) {
     const Timed timed(stream, "weight gradient");
-    const auto g = map.of(dweights, dbiases);
+    const auto g = map.of(gradients, gradients);
     ops::cuda::linear_weight_gradient(
-        linear, stream, ops::cuda::LinearWeightGradient<A>{x, dy, g.weight, g.bias, add});
+        linear, stream, ops::cuda::LinearWeightGradient<A>{x, dy, g.weight, g.bias, adds});
   };
-  const auto input_gradient = [&](Matrix<const A> dy, const PackedMap& map, Matrix<A> to) {
+  const auto input_gradient = [&](Matrix<const A> dy, const PackedMap& map, Matrix<A> dx) {
     const Timed timed(stream, "input gradient");
     ops::cuda::linear_input_gradient(
-        linear, stream, ops::cuda::LinearInputGradient<A>{dy, map.of(weights, biases).weight, to});
+        linear, stream, ops::cuda::LinearInputGradient<A>{dy, map.of(weights, biases).weight, dx});
   };
-  const auto norm_gradient = [&](const DeviceBuffer<A>& xhat, const DeviceBuffer<float>& rstd,
-                                 std::int64_t before) {
+  // `branch` is the gradient of the norm's output, and becomes that of the branch in front of it.
+  const auto norm_gradient = [&](const DeviceNorm<A>& kept_norm, std::int64_t before) {
     ops::cuda::ResidualNormBackward<A> norm;
-    norm.dxhat = dx;
-    norm.xhat = rows(xhat, s, s.width);
-    norm.rstd = part(rstd, s.rows());
+    norm.dxhat = branch;
+    norm.xhat = narrow(kept_norm.xhat);
+    norm.rstd = {kept_norm.rstd, s.rows()};
     norm.dh = dh;
     if (before >= 0) {
       norm.dbranch = branch;
@@ -203,32 +185,39 @@ void DeviceBlock<A>::backward(Matrix<float> dh, Vector<float> dweights, Vector<f
     ops::cuda::residual_norm_backward(stream, norm);
   };
 
-  {
-    const Timed timed(stream, "activation gradient");
-    ops::cuda::linear_activation_gradient(
-        linear, stream,
-        ops::cuda::LinearActivationGradient<A>{branch, maps.ff2.of(weights, biases).weight, pre,
-                                               pre, active});
+  if (inner_again) feed({}, {});
+  for (std::int64_t begin = 0; begin < s.rows(); begin += ff_rows) {
+    const std::int64_t count = std::min(ff_rows, s.rows() - begin);
+    const auto active = matrix(kept.active, count, s.ff);
+    const auto pre = rows(inner, begin, count), dy = rows(branch, begin, count);
+    {
+      const Timed timed(stream, "activation gradient");
+      ops::cuda::linear_activation_gradient(
+          linear, stream,
+          ops::cuda::LinearActivationGradient<A>{dy, maps.ff2.of(weights, biases).weight, pre, pre,
+                                                 active});
+    }
+    weight_gradient(active, dy, to.ff2, add || begin > 0);
   }
-  weight_gradient(active, branch, maps.ff2);
-  weight_gradient(rows(kept.xhat2, s, s.width), pre, maps.ff1);
-  input_gradient(pre, maps.ff1, dx);
-  norm_gradient(kept.xhat2, kept.rstd2, 2 * index);
+  weight_gradient(x2, inner, to.ff1, add);
+  input_gradient(inner, maps.ff1, branch);
+  norm_gradient(kept.norm2, 2 * index);
 
-  weight_gradient(rows(kept.att, s, s.width), branch, maps.out);
-  input_gradient(branch, maps.out, dx);
-  auto gradient = attention_gradient<A>(s, plan, kept.qkv.data(), scratch.wide.data(),
-                                        heads(kept.att, s), heads(scratch.dx, s));
-  gradient.lse = part(kept.lse, s.rows() * s.heads);
-  gradient.scratch = scratch.attention.vector();
+  weight_gradient(narrow(kept.att), branch, to.out, add);
+  input_gradient(branch, maps.out, narrow(scratch.out));
+  if (kept.qkv_again) project();
+  auto gradient = attention_gradient<A>(s, plan, kept.qkv, scratch.dqkv, heads(kept.att, s),
+                                        heads(scratch.out, s));
+  gradient.lse = {kept.lse, s.rows() * s.heads};
+  gradient.scratch = scratch.attention;
   gradient.scale = scale;
   {
     const Timed timed(stream, "attention backward");
     ops::cuda::attention_backward(stream, gradient);
   }
-  weight_gradient(rows(kept.xhat1, s, s.width), dqkv, maps.qkv);
-  input_gradient(dqkv, maps.qkv, dx);
-  norm_gradient(kept.xhat1, kept.rstd1, 2 * index - 1);
+  weight_gradient(narrow(kept.norm1.xhat), dqkv, to.qkv, add);
+  input_gradient(dqkv, maps.qkv, branch);
+  norm_gradient(kept.norm1, 2 * index - 1);
 }
 
 template <class A>
@@ -241,9 +230,6 @@ std::int64_t attention_scratch(const DeviceShape& s, const ops::cuda::DevicePlan
 template struct DeviceKept<float>;
 template struct DeviceKept<bf16>;
 template struct DeviceKept<fp16>;
-template struct DeviceScratch<float>;
-template struct DeviceScratch<bf16>;
-template struct DeviceScratch<fp16>;
 template struct DeviceBlock<float>;
 template struct DeviceBlock<bf16>;
 template struct DeviceBlock<fp16>;

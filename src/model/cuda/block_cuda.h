@@ -1,9 +1,9 @@
 // One residual block on the GPU, forward and backward: model/block.h with q, k, v as one product,
 // norms folded into the weights behind them (ops/fold) and the residual stream updated in place.
 //
-// In forward the stream h is carried along together with the branch that is not yet added to it, so
-// that "h += dropout(branch)" and the norm that follows are one pass over memory; backward likewise
-// carries dh and the gradient of the branch in front.
+// In forward a block leaves the stream h complete and its norm where the next block reads it: a
+// branch ends where the norm behind it shall stand, and is added to h and normalised there in one
+// pass. Backward carries dh and the gradient of the branch in front.
 //
 // Bytes a row of d, with A two bytes: kept 2 (2 d + (2 qk + d) + d + ff) + 4 H + 8.
 #pragma once
@@ -13,6 +13,7 @@
 #include "device/cuda.h"
 #include "longstride/config.h"
 #include "model/cuda/packed_weights.h"
+#include "model/device_layout.h"
 #include "ops/attention/attention_cuda.h"
 #include "ops/linear/linear_cuda.h"
 #include "ops/residual/residual.h"
@@ -33,33 +34,34 @@ struct DeviceShape {
   std::int64_t qkv() const { return 2 * qk + width; }
 };
 
-// What backward needs of a block's forward pass. A block run for its output alone may share one
-// instance with all others.
+// The normalised rows that products read, and 1 / deviation of each.
+template <class A>
+struct DeviceNorm {
+  A* xhat = nullptr;      // [R, d]
+  float* rstd = nullptr;  // [R]
+  float eps = 1e-5f;
+};
+
+// What backward needs of a block's forward pass, in the memory of a pass.
 template <class A>
 struct DeviceKept {
-  DeviceKept() = default;
-  explicit DeviceKept(const DeviceShape& s);
-  static std::int64_t bytes(const DeviceShape& s);
+  DeviceKept(char* memory, const DeviceLayout::Block& places);
 
-  device::DeviceBuffer<A> xhat1, qkv, att, xhat2;  // [R, d], [R, 2 qk + d], [R, d], [R, d]
-  device::DeviceBuffer<A> pre;                     // before the activation [R, ff]
-  device::DeviceBuffer<float> rstd1, rstd2, lse;   // [R], [R], [B, H, N]
+  DeviceNorm<A> norm1, norm2;
+  A *qkv, *att;    // [R, 2 qk + d], [R, d]
+  A* inner;        // before the activation [R, ff]
+  A* active;       // scratch: behind it, `block.ff_rows` rows at a time
+  float* lse;      // [B, H, N]
+  bool qkv_again;  // qkv is overwritten before backward reads it
 };
 
 // Buffers that every block uses in turn.
 template <class A>
 struct DeviceScratch {
-  DeviceScratch() = default;
-  // again: forward passes run between backward ones, so that gradients need a place of their own.
-  DeviceScratch(const DeviceShape& s, bool again, std::int64_t attention_scratch);
-  static std::int64_t bytes(const DeviceShape& s, bool again, std::int64_t attention_scratch);
-  A* branch_gradient() const { return dbranch.size() ? dbranch.data() : branch.data(); }
-
-  device::DeviceBuffer<A> branch;   // end of a residual branch [R, d]
-  device::DeviceBuffer<A> dbranch;  // its gradient; empty: stands in `branch`
-  device::DeviceBuffer<A> dx;       // gradient of a norm's or the attention's output [R, d]
-  device::DeviceBuffer<A> wide;     // the activation, or gradients of q, k, v [R, max(ff, 2qk+d)]
-  device::DeviceBuffer<float> attention;  // of the attention's backward
+  A* branch;                // gradient of a branch [R, d]
+  A* out;                   // gradient of the attention's output [R, d]
+  A* dqkv;                  // gradients of q, k, v [R, 2 qk + d]
+  Vector<float> attention;  // of the attention's backward; may be `branch`
 };
 
 // The dropout of branch 2 r (attention of block r) and 2 r + 1 (its feed-forward).
@@ -78,30 +80,38 @@ struct DeviceBlock {
   device::Stream stream;
   ops::cuda::LinearContext& linear;
   DeviceShape shape;
-  std::int64_t index;  // of the block, from 0
+  std::int64_t index;    // of the block, from 0
+  std::int64_t ff_rows;  // of the feed-forward half at a time
   const ops::cuda::DevicePlan& plan;
   float scale;  // of the scores
   const PackedBlock& maps;
   Vector<const A> weights;     // packed
   Vector<const float> biases;  // packed
   DeviceDropout dropout;
-  DeviceKept<A>& kept;
-  DeviceScratch<A>& scratch;
+  const DeviceKept<A>& kept;
+  const DeviceScratch<A>& scratch;
 
-  // On entry h lacks the branch of the block before, which scratch.branch holds (`complete`: it
-  // lacks nothing); on return it lacks this block's feed-forward branch, likewise. `whole` = false
-  // leaves that branch out: all that backward needs is there. input [R, d]: a copy of the complete
-  // h, or empty.
-  void forward(Matrix<float> h, bool complete, bool whole, Matrix<float> input) const;
+  // The norm of h alone, which the first block reads.
+  void first_norm(Matrix<float> h) const;
 
-  // On entry dh is the gradient of the block's output and scratch.branch_gradient() that of its
-  // feed-forward branch; on return of its input, and of the feed-forward branch of the block
-  // before. Overwrites kept.pre. Gradients of packed weights: overwritten, or += with `add`.
-  void backward(Matrix<float> dh, Vector<float> dweights, Vector<float> dbiases, bool add) const;
+  // On entry h is the block's input and kept.norm1 its norm; on return h is the block's output and
+  // `next` the norm of that. next.xhat null: the feed-forward branch is left out, all that backward
+  // needs is there.
+  void forward(Matrix<float> h, const DeviceNorm<A>& next) const;
+
+  // On entry dh is the gradient of the block's output and scratch.branch that of its feed-forward
+  // branch; on return of its input, and of the feed-forward branch of the block before. Overwrites
+  // kept.inner; inner_again: makes it first. Gradients of packed weights stand in `gradients` where
+  // `to` says: overwritten, or += with `add`.
+  void backward(Matrix<float> dh, const PackedBlock& to, Vector<float> gradients, bool add,
+                bool inner_again) const;
 
  private:
+  Matrix<A> narrow(A* data) const { return matrix(data, shape.rows(), shape.width); }
+  void project() const;
   void attend() const;
-  void rest(Matrix<float> h, bool whole) const;
+  void feed(Matrix<float> h, const DeviceNorm<A>& next) const;
+  void add_and_norm(Matrix<float> h, const DeviceNorm<A>& norm, std::int64_t branch) const;
 };
 
 // Floats that a block's backward wants as `attention_scratch`.

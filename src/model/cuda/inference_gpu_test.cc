@@ -60,7 +60,7 @@ std::vector<float> whole(const ModelConfig& m, const std::vector<float>& w,
   const auto weights = test::to_device(w);
   const auto in = test::to_device(tokens);
   const auto logits = test::poisoned_device<float>(B * m.context * 256);
-  pass.begin(nullptr, weights.vector(), {});
+  pass.begin(nullptr, weights.vector());
   pass.score(nullptr, in.data(), B, m.context, {}, logits.matrix(B * m.context, 256));
   return test::to_host(logits);
 }

@@ -1,6 +1,9 @@
 // Where each product's weights lie in the packed array that the GPU's products read (ops/fold):
-// norms folded in, q, k and v side by side. Gradients of the packed weights have the same layout,
-// in float.
+// norms folded in, q, k and v side by side.
+//
+// Gradients of the packed weights stand in the flat array of gradients, each where that of the
+// parameter shall be; those of q, k and v side by side in the place of all three and their biases.
+// out and ff2 have no norm in front, so that theirs are the parameters'.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +43,27 @@ struct PackedWeights {
   std::int64_t extent = 0, bias_extent = 0;
   std::int64_t embedding_extent = 0;  // flat elements before the first block: tables, start symbol
   std::vector<ops::cuda::FoldItem> items;
+};
+
+// Offsets into the flat array of gradients.
+struct PackedGradients {
+  PackedGradients(const ModelConfig& model, const ParameterLayout& layout);
+
+  // What is to be unfolded where it stands: all but q, k and v. Packed array: that of the gradients
+  // itself.
+  std::vector<ops::cuda::FoldItem> in_place;
+  // Unfolds q, k and v of blocks [first, first + count) from copies of `aside` floats each.
+  std::vector<ops::cuda::FoldItem> from_copies(std::int64_t first, std::int64_t count) const;
+
+  std::vector<PackedBlock> blocks;
+  PackedMap head;           // its bias stands behind all gradients
+  std::int64_t aside;       // floats from blocks[r].qkv.weight on: of q, k, v side by side
+  std::int64_t block_step;  // floats from block to block
+  std::int64_t after_blocks;
+
+ private:
+  const ModelConfig model_;
+  const ParameterLayout layout_;
 };
 
 }  // namespace longstride

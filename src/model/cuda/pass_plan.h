@@ -1,29 +1,29 @@
-// How the GPU's training pass trades memory for time, and what it will take.
+// What the GPU's training pass will take.
 #pragma once
 
 #include <cstdint>
 
 #include "longstride/config.h"
+#include "model/device_layout.h"
 
 namespace longstride {
 
-// segment 0: everything that backward needs is kept. Else only the residual stream is, in front of
-// every `segment` blocks, and these run again in backward (all but the last segment, which is still
-// there). Same bits in all cases. trains = false: score() alone.
-struct DevicePassPlan {
-  std::int64_t segment = 0;
-  bool trains = true;
-};
-
 struct DevicePassBytes {
-  std::int64_t kept = 0;     // lives between forward and backward
-  std::int64_t scratch = 0;  // shared by all layers, copies of the weights included
+  std::int64_t kept = 0;     // what blocks keep, but for what the gradients have room in
+  std::int64_t scratch = 0;  // shared by all blocks, copies of the weights included
   std::int64_t total() const { return kept + scratch; }
 };
 
-// What a DeviceTrainingPass<A> owns, but for the library's workspace (LinearContext::bytes()).
+// Floats of scratch that the attention of any block wants in backward.
 template <class A>
-DevicePassBytes device_pass_bytes(const ModelConfig& model, std::int64_t batch,
-                                  const DevicePassPlan& plan);
+std::int64_t device_attention_scratch(const ModelConfig& model, std::int64_t batch);
+
+// What a DeviceTrainingPass<A> owns beside the gradients (4 bytes an element of the parameters),
+// and but for the library's workspace (LinearContext::bytes()). attention: floats as above; 0 where
+// it does not train.
+template <class A>
+DevicePassBytes device_pass_bytes(const ModelConfig& model, const ParameterLayout& parameters,
+                                  std::int64_t batch, const DevicePassPlan& plan,
+                                  std::int64_t attention);
 
 }  // namespace longstride

@@ -2,7 +2,7 @@
 // alone to score sequences. Owns every activation, planned at construction: nothing is allocated
 // afterwards, nothing waits for the host, so that a step can be captured into a graph.
 //
-//   begin(weights, gradients); run(tokens) once a micro-batch; end(weights, gradients)
+//   begin(weights); run(tokens) once a micro-batch; end(); gradients()
 #pragma once
 
 #include <cstdint>
@@ -29,17 +29,18 @@ class DeviceTrainingPass {
   DeviceTrainingPass(const ModelConfig& model, std::int64_t batch, const DevicePassPlan& plan);
   ~DeviceTrainingPass();
 
-  // weights, gradients: flat [extent] in device memory. Makes the copies of the weights that
-  // products read. gradients empty: only to score.
-  void begin(device::Stream stream, Vector<const float> weights, Vector<float> gradients);
+  // weights: flat [extent] in device memory, read until end(). Makes the copies that products read.
+  void begin(device::Stream stream, Vector<const float> weights);
 
   // tokens [batch, context] in device memory. Adds the gradient of scale * sum -log p (times
-  // *loss_scale, where set) to what end() gives, and the sum of -log p to *nats().
+  // *loss_scale, where set) to what end() gives, and the sum of -log p to *nats(). More than once
+  // only if the plan says so.
   void run(device::Stream stream, const std::uint8_t* tokens, const DevicePassKey& key, float scale,
            const double* loss_scale = nullptr);
 
-  // Writes all of gradients.
-  void end(device::Stream stream, Vector<const float> weights, Vector<float> gradients);
+  void end(device::Stream stream);
+  // Flat [extent] in device memory: valid between end() and the next begin().
+  Vector<float> gradients() const;
 
   const double* nats() const;  // device memory: over the runs since begin()
 

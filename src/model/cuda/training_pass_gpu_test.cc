@@ -32,9 +32,10 @@ struct Case {
 };
 
 Case make_case(std::vector<std::string> attention, double dropout = 0, std::int64_t heads = 2,
-               std::int64_t qk = 64, std::int64_t width = 128, std::int64_t context = 301) {
+               std::int64_t qk = 64, std::int64_t width = 128, std::int64_t context = 301,
+               std::int64_t layers = 3) {
   Case c;
-  c.model.layers = 3;
+  c.model.layers = layers;
   c.model.width = width;
   c.model.heads = heads;
   c.model.qk_width = qk;
@@ -79,27 +80,29 @@ Result on_cpu(const Case& c, bool in_bf16) {
 }
 
 template <class A>
-Result on_gpu(const Case& c, std::int64_t segment, std::int64_t micro) {
+Result on_gpu(const Case& c, const Recompute& again, std::int64_t micro) {
   device::StreamOwner stream;
-  DeviceTrainingPass<A> pass(c.model, micro, {segment});
+  DeviceTrainingPass<A> pass(c.model, micro, {.again = again, .adds_up = micro < c.batch});
   const auto weights = test::to_device(c.weights);
   const auto tokens = test::to_device(c.tokens);
   const auto step = test::to_device(std::vector<std::int64_t>{static_cast<std::int64_t>(kStep)});
-  // What a tensor does not cover (padding) stays zero; all else must be overwritten.
-  std::vector<float> poison(c.weights.size(), 0);
-  for (const auto& p : ParameterLayout(c.model).tensors)
-    std::fill_n(poison.begin() + p.offset, p.size, std::numeric_limits<float>::quiet_NaN());
-  const auto gradient = test::to_device(poison);
+  // All must be overwritten, or set to zero where no tensor is (padding).
+  const Vector<float> gradient = pass.gradients();
+  const std::vector<float> poison(static_cast<std::size_t>(gradient.size),
+                                  std::numeric_limits<float>::quiet_NaN());
+  const std::int64_t bytes = gradient.size * static_cast<std::int64_t>(sizeof(float));
+  device::copy(stream.stream, gradient.data, poison.data(), bytes);
   device::synchronize(stream.stream);
-  pass.begin(stream.stream, weights.vector(), gradient.vector());
+  pass.begin(stream.stream, weights.vector());
   for (std::int64_t first = 0; first < c.batch; first += micro)
     pass.run(stream.stream, tokens.data() + first * c.model.context, {kSeed, step.data(), first},
              static_cast<float>(c.scale));
-  pass.end(stream.stream, weights.vector(), gradient.vector());
+  pass.end(stream.stream);
   Result r;
+  std::vector<float> host(poison.size());
   device::copy(stream.stream, &r.nats, pass.nats(), sizeof(double));
+  device::copy(stream.stream, host.data(), gradient.data, bytes);
   device::synchronize(stream.stream);
-  const auto host = test::to_host(gradient);
   r.gradient.assign(host.begin(), host.end());
   return r;
 }
@@ -119,7 +122,7 @@ TEST_F(TrainingPassGpu, FloatIsThatOfFloat64) {
   for (const auto& pattern : kPatterns)
     for (const double dropout : {0.0, 0.25}) {
       const Case c = make_case(pattern, dropout);
-      const Result want = on_cpu<double>(c, false), got = on_gpu<float>(c, 0, c.batch);
+      const Result want = on_cpu<double>(c, false), got = on_gpu<float>(c, {}, c.batch);
       SCOPED_TRACE(name(c));
       EXPECT_NEAR(got.nats, want.nats, 1e-6 * want.nats);
       EXPECT_LE(test::relative_l2(got.gradient, want.gradient), 2e-6);
@@ -132,10 +135,10 @@ TEST_F(TrainingPassGpu, HalfPrecisionIsAsGoodAsThePlainFormulaInIt) {
     const Result want = on_cpu<double>(c, false), plain = on_cpu<float>(c, true);
     const double bound = 2 * test::relative_l2(plain.gradient, want.gradient);
     SCOPED_TRACE(name(c));
-    const Result brain = on_gpu<bf16>(c, 0, c.batch);
+    const Result brain = on_gpu<bf16>(c, {}, c.batch);
     EXPECT_LE(test::relative_l2(brain.gradient, want.gradient), bound);
     EXPECT_NEAR(brain.nats, want.nats, 1e-3 * want.nats);
-    const Result half = on_gpu<fp16>(c, 0, c.batch);  // three more bits
+    const Result half = on_gpu<fp16>(c, {}, c.batch);  // three more bits
     EXPECT_LE(test::relative_l2(half.gradient, want.gradient), bound);
   }
 }
@@ -148,31 +151,43 @@ TEST_F(TrainingPassGpu, OddShapes) {
                                                   {1, 256, 256, 40}}) {
     const Case c =
         make_case({"local(9)", "column(7)", "fixed(10, 5)"}, 0.1, heads, qk, width, context);
-    const Result want = on_cpu<double>(c, false), got = on_gpu<float>(c, 0, c.batch);
+    const Result want = on_cpu<double>(c, false), got = on_gpu<float>(c, {}, c.batch);
     SCOPED_TRACE(text(heads, " heads, qk ", qk, ", width ", width));
     EXPECT_LE(test::relative_l2(got.gradient, want.gradient), 2e-6);
-    const Result plain = on_cpu<float>(c, true), brain = on_gpu<bf16>(c, 0, c.batch);
+    const Result plain = on_cpu<float>(c, true), brain = on_gpu<bf16>(c, {}, c.batch);
     EXPECT_LE(test::relative_l2(brain.gradient, want.gradient),
               2 * test::relative_l2(plain.gradient, want.gradient));
   }
 }
 
+// What is not kept is made again with the same bits, on whatever path: widths that tensor cores
+// read in place and others, padding between tensors, one micro-batch and two.
 TEST_F(TrainingPassGpu, SameBitsWhateverIsRunAgain) {
-  const Case c = make_case({"local(16) + column(16)", "fixed(32, 8)"}, 0.25);
-  const Result whole = on_gpu<bf16>(c, 0, c.batch);
-  for (const std::int64_t segment : {1, 2, 3}) {
-    const Result again = on_gpu<bf16>(c, segment, c.batch);
-    EXPECT_EQ(again.nats, whole.nats);
-    EXPECT_EQ(std::memcmp(again.gradient.data(), whole.gradient.data(),
-                          whole.gradient.size() * sizeof(double)),
-              0)
-        << segment;
+  const Case even = make_case({"local(16) + column(16)", "fixed(32, 8)"}, 0.25, 2, 64, 128, 301, 5);
+  const Case odd = make_case({"local(9)", "column(7)"}, 0.1, 3, 30, 33, 65, 5);
+  for (const Case* c : {&even, &odd}) {
+    for (const std::int64_t micro : {2, 1}) {
+      const Result whole = on_gpu<bf16>(*c, {}, micro);
+      for (const Recompute& again :
+           {Recompute{.segment = 1}, Recompute{.segment = 2}, Recompute{.segment = 5},
+            Recompute{.qkv = 3}, Recompute{.qkv = 5}, Recompute{.qkv = 5, .inner = 2},
+            Recompute{.inner = 3}, Recompute{.qkv = 5, .inner = 5}, Recompute{1, 1, 1},
+            Recompute{2, 2, 2}, Recompute{3, 3, 2}, Recompute{3, 1, 0}, Recompute{4, 4, 4}}) {
+        const Result got = on_gpu<bf16>(*c, again, micro);
+        EXPECT_EQ(got.nats, whole.nats);
+        EXPECT_EQ(std::memcmp(got.gradient.data(), whole.gradient.data(),
+                              whole.gradient.size() * sizeof(double)),
+                  0)
+            << text("width ", c->model.width, ", micro-batch ", micro, ": segments of ",
+                    again.segment, ", qkv ", again.qkv, ", inner ", again.inner);
+      }
+    }
   }
 }
 
 TEST_F(TrainingPassGpu, MicroBatchesAddUp) {
   const Case c = make_case({"fixed(32, 8)"}, 0.25);
-  const Result whole = on_gpu<float>(c, 0, 2), parts = on_gpu<float>(c, 0, 1);
+  const Result whole = on_gpu<float>(c, {}, 2), parts = on_gpu<float>(c, {}, 1);
   EXPECT_NEAR(parts.nats, whole.nats, 1e-6 * whole.nats);
   EXPECT_LE(test::relative_l2(parts.gradient, whole.gradient), 1e-6);
 }
@@ -180,10 +195,10 @@ TEST_F(TrainingPassGpu, MicroBatchesAddUp) {
 TEST_F(TrainingPassGpu, ScoresAreThoseOfShorterSequencesToo) {
   const Case c = make_case({"local(16) + column(16)", "fixed(32, 8)"});
   device::StreamOwner stream;
-  DeviceTrainingPass<float> pass(c.model, c.batch, {0, false});
+  DeviceTrainingPass<float> pass(c.model, c.batch, {.trains = false});
   const auto weights = test::to_device(c.weights);
   const auto tokens = test::to_device(c.tokens);
-  pass.begin(stream.stream, weights.vector(), {});
+  pass.begin(stream.stream, weights.vector());
   for (const std::int64_t length : {std::int64_t{1}, std::int64_t{77}, c.model.context}) {
     const auto nats = test::poisoned_device<float>(length);
     pass.score(stream.stream, tokens.data(), 1, length, nats.vector());

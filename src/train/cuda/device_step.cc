@@ -47,9 +47,13 @@ double loss_scale(double saved) {
 
 }  // namespace
 
+DevicePassPlan pass_plan(const TrainConfig& train, const Recompute& again) {
+  return {.again = again, .adds_up = train.micro_batch < train.batch};
+}
+
 template <class A>
 DeviceStep<A>::DeviceStep(const Config& config, const ParameterLayout& layout,
-                          const DevicePassPlan& plan)
+                          const Recompute& again)
     : batch_(config.train.batch),
       micro_(config.train.micro_batch),
       context_(config.model.context),
@@ -58,12 +62,11 @@ DeviceStep<A>::DeviceStep(const Config& config, const ParameterLayout& layout,
       m_(layout.extent),
       v_(layout.extent),
       average_(config.train.ema > 0 ? layout.extent : 0),
-      gradients_(layout.extent),
       tokens_(batch_ * context_),
       nats_(micro_ * context_),
       input_(1),
       state_(1),
-      pass_(config.model, micro_, plan),
+      pass_(config.model, micro_, pass_plan(config.train, again)),
       update_(layout.extent, decayed_groups(layout), update_config(config.train)) {}
 
 template <class A>
@@ -100,7 +103,7 @@ void DeviceStep<A>::pull(device::Stream stream, const TrainState& state) const {
 
 template <class A>
 void DeviceStep<A>::pull_gradients(device::Stream stream, Vector<float> gradients) const {
-  device::copy(stream, gradients.data, gradients_.data(), gradients_.bytes());
+  device::copy(stream, gradients.data, pass_.gradients().data, weights_.bytes());
   device::synchronize(stream);
 }
 
@@ -121,11 +124,11 @@ void DeviceStep<A>::gradients(device::Stream stream) {
   const auto scale =
       static_cast<float>(1.0 / (static_cast<double>(batch_) * static_cast<double>(context_)));
   const double* loss_scale = std::is_same_v<A, fp16> ? &state_.data()->loss_scale : nullptr;
-  pass_.begin(stream, weights_.vector(), gradients_.vector());
+  pass_.begin(stream, weights_.vector());
   for (std::int64_t first = 0; first < batch_; first += micro_)
     pass_.run(stream, tokens_.data() + first * context_, {seed_, &input_.data()->step, first},
               scale, loss_scale);
-  pass_.end(stream, weights_.vector(), gradients_.vector());
+  pass_.end(stream);
 }
 
 template <class A>
@@ -133,12 +136,12 @@ void DeviceStep<A>::run(device::Stream stream) {
   gradients(stream);
   const device::Timed timed(stream, "update");
   update_.run(stream, weights_.vector(), m_.vector(), v_.vector(), average_.vector(),
-              gradients_.vector(), pass_.nats(), input_.data(), state_.data());
+              pass_.gradients(), pass_.nats(), input_.data(), state_.data());
 }
 
 template <class A>
 void DeviceStep<A>::begin_score(device::Stream stream) {
-  pass_.begin(stream, average_.size() > 0 ? average_.vector() : weights_.vector(), {});
+  pass_.begin(stream, average_.size() > 0 ? average_.vector() : weights_.vector());
 }
 
 template <class A>

@@ -16,11 +16,13 @@
 
 namespace longstride {
 
+DevicePassPlan pass_plan(const TrainConfig& train, const Recompute& again);
+
 template <class A>
 class DeviceStep {
  public:
-  DeviceStep(const Config& config, const ParameterLayout& layout, const DevicePassPlan& plan);
-  // Device memory besides the pass, weights, gradients, moments and averages.
+  DeviceStep(const Config& config, const ParameterLayout& layout, const Recompute& again);
+  // Device memory besides the pass and its gradients, weights, moments and averages.
   static std::int64_t scratch_bytes(const Config& config, const ParameterLayout& layout);
 
   void push(device::Stream stream, const TrainState& state) const;  // tensors and counts
@@ -44,11 +46,11 @@ class DeviceStep {
  private:
   std::int64_t batch_, micro_, context_;
   std::uint64_t seed_;
-  device::DeviceBuffer<float> weights_, m_, v_, average_, gradients_;  // [extent]
-  device::DeviceBuffer<std::uint8_t> tokens_;                          // [batch, context]
-  device::DeviceBuffer<float> nats_;                                   // [micro_batch, context]
-  device::DeviceBuffer<ops::cuda::StepInput> input_;                   // one
-  device::DeviceBuffer<ops::cuda::StepState> state_;                   // one
+  device::DeviceBuffer<float> weights_, m_, v_, average_;  // [extent]
+  device::DeviceBuffer<std::uint8_t> tokens_;              // [batch, context]
+  device::DeviceBuffer<float> nats_;                       // [micro_batch, context]
+  device::DeviceBuffer<ops::cuda::StepInput> input_;       // one
+  device::DeviceBuffer<ops::cuda::StepState> state_;       // one
   DeviceTrainingPass<A> pass_;
   ops::cuda::Update update_;
 };

@@ -102,7 +102,7 @@ CudaEngine<A>::CudaEngine(const EngineParts& parts)
       batches_(config_, parts.data.data(), parts.data.split("train")),
       peak_flops_(peak_of_process<A>()),
       free_before_(free_memory()),
-      step_(config_, layout_, DevicePassPlan{parts.plan.segment}),
+      step_(config_, layout_, parts.plan.recompute),
       nats_(config_.train.micro_batch * config_.model.context) {
   for (Slot& s : slots_)
     s.tokens = device::PinnedBuffer<std::uint8_t>(config_.train.batch * config_.model.context);
