@@ -40,6 +40,19 @@ __device__ inline void arrive_in(unsigned rank, Address barrier) {
       : "memory");
 }
 
+// Two numbers to the shared memory of the block `rank`, at `to` as this block has it, and 8 bytes
+// of what is expected to the barrier there: whoever waits for it sees them.
+__device__ inline void store_in(unsigned rank, Address to, float2 value, Address barrier) {
+  asm volatile(
+      "{\n.reg .b32 there, bell;\n"
+      "mapa.shared::cluster.u32 there, %0, %4;\n"
+      "mapa.shared::cluster.u32 bell, %1, %4;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%2, %3}, [bell];\n"
+      "}\n" ::"r"(to),
+      "r"(barrier), "f"(value.x), "f"(value.y), "r"(rank)
+      : "memory");
+}
+
 // load_box to the same addresses, and arriving at the same barrier, in each block whose bit is set.
 __device__ inline void load_box_to(unsigned blocks, Address to, const CUtensorMap& map,
                                    Address barrier, int at0, int at1) {
