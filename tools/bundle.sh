@@ -5,9 +5,9 @@
 #   tools/bundle.sh OUT.tar.gz                       the programs of build/release
 #   tools/bundle.sh --gpu [OUT.tar.gz] [--with-cuda] those of build/cuda, and the tests of the GPU
 #
-# There: tar xzf OUT.tar.gz; ./longstride doctor; ./gpu-tests. The C and C++ run-time libraries are
-# left out, which every machine has, and without --with-cuda those of CUDA (cuBLASLt is half a
-# gigabyte): they are looked for in LONGSTRIDE_CUDA_LIBRARIES, then where toolkits are.
+# There: tar xzf OUT.tar.gz; ./longstride doctor; ./gpu-tests; ./gpu-sanitize. The C and C++ run-time
+# libraries are left out, which every machine has, and without --with-cuda those of CUDA (cuBLASLt is
+# half a gigabyte): they are looked for in LONGSTRIDE_CUDA_LIBRARIES, then where toolkits are.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=release gpu=0 left_out='libc|libm|libstdc\+\+|libgcc_s|libpthread|libdl|librt' with_cuda=0 out=
@@ -78,7 +78,8 @@ done
 exit $failed
 SCRIPT
   chmod +x "$folder/gpu-tests"
-  things+=(tests gpu-tests)
+  cp "$root/tools/sanitize.sh" "$folder/gpu-sanitize"
+  things+=(tests gpu-tests gpu-sanitize)
 fi
 tar czf "$out" -C "$folder" "${things[@]}"
 du -h "$out" | cut -f1

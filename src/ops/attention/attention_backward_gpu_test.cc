@@ -281,6 +281,21 @@ TEST_F(AttentionBackwardGpu, MatchesTheFormulaForEachPart) {
   });
 }
 
+// Few and short, but all kernels: for tools under which they take a hundred times as long.
+TEST_F(AttentionBackwardGpu, Small) {
+  std::uint64_t seed = 0;
+  for (const std::string& spec : test::typical_specs()) {
+    const AttentionPlan plan = test::plan_of(spec, 2, 77);
+    const Shape shape{1, 70, 2, 16, 24};
+    if (++seed % 3 == 0) expect_formula<float>(plan, shape, seed);
+    if (seed % 3 == 1) expect_formula<bf16>(plan, shape, seed);
+    if (seed % 3 == 2) expect_formula<fp16>(plan, shape, seed, Rows::gaps);
+  }
+  for (const auto& [qk, v] : {std::pair(32, 32), {64, 64}, {64, 128}, {128, 128}})
+    for (const std::string spec : {"fixed(32, 8)", "local(40)", "row(32), column(9)"})
+      expect_formula<bf16>(test::plan_of(spec, 2, 150), {1, 140, 2, qk, v}, ++seed);
+}
+
 TEST_F(AttentionBackwardGpu, MatchesTheFormulaForAnyWidth) {
   for_each_type([]<class A>() {
     std::uint64_t seed = 1;

@@ -243,6 +243,21 @@ TEST_F(AttentionGpu, MatchesTheFormulaForEachPart) {
       expect_formula(test::plan_of(spec, 2, 133), {2, 133, 2, 32, 16}, seed);
 }
 
+// Few and short, but all kernels: for tools under which they take a hundred times as long.
+TEST_F(AttentionGpu, Small) {
+  std::uint64_t seed = 0;
+  for (const std::string& spec : test::typical_specs()) {
+    const AttentionPlan plan = test::plan_of(spec, 2, 77);
+    const Shape shape{1, 70, 2, 16, 24};
+    if (++seed % 3 == 0) expect_formula<float>(plan, shape, seed, Rows::packed);
+    if (seed % 3 == 1) expect_formula<bf16>(plan, shape, seed, Rows::packed);
+    if (seed % 3 == 2) expect_formula<fp16>(plan, shape, seed, Rows::gaps);
+  }
+  for (const auto& [qk, v] : {std::pair(32, 32), {64, 64}, {64, 128}, {128, 128}})
+    for (const std::string spec : {"fixed(32, 8)", "local(40)", "row(32), column(9)"})
+      expect_formula<bf16>(test::plan_of(spec, 2, 150), {1, 140, 2, qk, v}, ++seed, Rows::packed);
+}
+
 TEST_F(AttentionGpu, MatchesTheFormulaForEachWidth) {
   const std::pair<std::int64_t, std::int64_t> widths[] = {
       {16, 16},   {24, 40},   {32, 32}, {64, 64}, {64, 128}, {40, 96},   {128, 128}, {128, 64},

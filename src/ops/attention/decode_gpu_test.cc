@@ -130,6 +130,15 @@ TEST_F(DecodeGpuTest, EachPartInBothTypes) {
   }
 }
 
+// Few and short, but all kernels: for tools under which they take a hundred times as long.
+TEST_F(DecodeGpuTest, Small) {
+  for (const std::string& spec : test::typical_specs()) {
+    const AttentionPlan plan = test::plan_of(spec, 2, 40);
+    expect_formula<float>(plan, {1, 13, 2, 24, 40}, 1);
+    expect_formula<bf16>(plan, {2, 13, 2, 40, 24}, 2);
+  }
+}
+
 TEST_F(DecodeGpuTest, RandomUnions) {
   test::Dice dice(31);
   for (std::uint64_t seed = 0; seed < 100; ++seed) {
