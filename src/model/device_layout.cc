@@ -17,20 +17,6 @@ constexpr std::int64_t kMostLogits = 1 << 16;  // rows: float32 logits of a mill
 
 std::int64_t up(std::int64_t n, std::int64_t to) { return ceil_div(n, to) * to; }
 
-// Hands out places, one behind the other.
-class Places {
- public:
-  std::int64_t take(std::int64_t bytes) {
-    const std::int64_t at = end_;
-    end_ = up(end_ + bytes, DeviceLayout::kAlign);
-    return at;
-  }
-  std::int64_t end() const { return end_; }
-
- private:
-  std::int64_t end_ = 0;
-};
-
 std::int64_t place_of(const ParameterLayout& parameters, const std::string& name) {
   for (const Parameter& p : parameters.tensors)
     if (p.name == name) return p.offset;
@@ -58,6 +44,20 @@ std::int64_t first_free(const FlatBlocks& flat, const std::vector<std::int64_t>&
 
 }  // namespace
 
+// Hands out places, one behind the other.
+class DeviceLayout::Places {
+ public:
+  std::int64_t take(std::int64_t bytes) {
+    const std::int64_t at = end_;
+    end_ = up(end_ + bytes, DeviceLayout::kAlign);
+    return at;
+  }
+  std::int64_t end() const { return end_; }
+
+ private:
+  std::int64_t end_ = 0;
+};
+
 std::int64_t last_rows(std::int64_t rows) {
   return std::min(rows, up(ceil_div(rows, kLastParts), kTile));
 }
@@ -70,82 +70,106 @@ std::int64_t side_by_side(const ModelConfig& model) {
   return side_by_side_weights(model) + up(2 * model.qk() + model.width, kFlatAlign);
 }
 
+// Of one thing of all rows, in bytes.
+struct DeviceLayout::Sizes {
+  Sizes(const ModelConfig& model, std::int64_t batch, std::int64_t element)
+      : rows(batch * model.context),
+        each(kFloat * rows),
+        narrow(element * rows * model.width),
+        qkv(element * rows * (2 * model.qk() + model.width)),
+        inner(element * rows * model.ff()),
+        stream(each * model.width),
+        lse(each * model.heads) {}
+  std::int64_t rows, each, narrow, qkv, inner, stream, lse;
+};
+
 DeviceLayout::DeviceLayout(const ModelConfig& model, const ParameterLayout& parameters,
                            std::int64_t batch, const DevicePassPlan& plan, const Wants& wants) {
-  const std::int64_t rows = batch * model.context, element = wants.element;
-  const std::int64_t narrow_rows = element * rows * model.width;
-  const std::int64_t qkv_rows = element * rows * (2 * model.qk() + model.width);
-  const std::int64_t inner_rows = element * rows * model.ff();
-  const std::int64_t stream_rows = kFloat * rows * model.width;
-  const std::int64_t logit_row = kSymbols * (kFloat + element);
-  const Recompute& again = plan.again;
-  const bool segments = plan.trains && again.segment > 0;
-  const std::int64_t count = !plan.trains ? 1 : segments ? again.segment : model.layers;
-  const bool shared = plan.trains && again.inner > 0;
-  const auto take_own = [&](Places& places, bool own_qkv, bool own_inner, Block& b) {
-    b.xhat1 = places.take(narrow_rows);
-    if (own_qkv) b.qkv = places.take(qkv_rows);
-    b.att = places.take(narrow_rows);
-    b.xhat2 = places.take(narrow_rows);
-    if (own_inner) b.inner = places.take(own_qkv ? inner_rows : std::max(inner_rows, qkv_rows));
-    b.rstd1 = places.take(kFloat * rows);
-    b.rstd2 = places.take(kFloat * rows);
-    b.lse = places.take(kFloat * rows * model.heads);
-  };
-
+  const Sizes sizes(model, batch, wants.element);
   Places places;
-  weights = places.take(element * wants.packed);
+  weights = places.take(wants.element * wants.packed);
   biases = places.take(kFloat * wants.packed_biases);
-  stream_bytes = up(std::max({stream_rows, logit_row * std::min(rows, kTile),
-                              plan.trains ? kFloat * side_by_side(model) : 0}),
+  take_scratch(places, model, plan.trains, sizes, wants);
+  const bool shared = plan.trains && plan.again.inner > 0;
+  const std::int64_t inner = shared ? places.take(std::max(sizes.inner, sizes.qkv)) : wide;
+  kept = places.end();
+  const std::vector<std::int64_t> ends = take_blocks(places, model, plan, sizes, inner);
+  if (plan.trains) {
+    const std::vector<std::int64_t> alive = take_inputs(places, model, plan, sizes, ends);
+    gradients = first_free({model, parameters}, alive, plan.adds_up ? places.end() : kept);
+  }
+  const std::int64_t behind = gradients + kFloat * (parameters.extent + kSymbols);
+  total = plan.trains ? std::max(places.end(), up(behind, kAlign)) : places.end();
+}
+
+void DeviceLayout::take_scratch(Places& places, const ModelConfig& model, bool trains,
+                                const Sizes& sizes, const Wants& wants) {
+  const std::int64_t rows = sizes.rows, logit_row = kSymbols * (kFloat + wants.element);
+  stream_bytes = up(std::max({sizes.stream, logit_row * std::min(rows, kTile),
+                              trains ? kFloat * side_by_side(model) : 0}),
                     kAlign);
   stream = places.take(stream_bytes);
-  branch = places.take(std::max(narrow_rows, kFloat * wants.attention));
-  out =
-      places.take(plan.trains ? std::max(narrow_rows, element * last_rows(rows) * model.ff()) : 0);
-  wide = places.take(std::max({inner_rows, qkv_rows, kFloat * wants.embedding}));
-  const std::int64_t inner = shared ? places.take(std::max(inner_rows, qkv_rows)) : 0;
-  rstd = places.take(kFloat * rows);
-  nats = places.take(kFloat * rows);
+  branch = places.take(std::max(sizes.narrow, kFloat * wants.attention));
+  const std::int64_t last_active = wants.element * last_rows(rows) * model.ff();
+  out = places.take(trains ? std::max(sizes.narrow, last_active) : 0);
+  wide = places.take(std::max({sizes.inner, sizes.qkv, kFloat * wants.embedding}));
+  rstd = places.take(sizes.each);
+  nats = places.take(sizes.each);
   logit_rows = std::min({rows, kMostLogits, stream_bytes / logit_row});
   if (logit_rows < rows && logit_rows > kTile) logit_rows = logit_rows / kTile * kTile;
   logits = stream;
   dlogits = stream + logit_rows * kSymbols * kFloat;
-  kept = places.end();
+}
 
-  std::vector<std::int64_t> ends;  // of what blocks keep
+// Returns where what each of them keeps ends. inner: where blocks stand that have none of their
+// own.
+std::vector<std::int64_t> DeviceLayout::take_blocks(Places& places, const ModelConfig& model,
+                                                    const DevicePassPlan& plan, const Sizes& sizes,
+                                                    std::int64_t inner) {
+  const Recompute again = plan.trains ? plan.again : Recompute{};
+  const bool whole = plan.trains && again.segment == 0, shared = again.inner > 0;
+  const std::int64_t count = !plan.trains ? 1 : whole ? model.layers : again.segment;
+  std::vector<std::int64_t> ends;
   for (std::int64_t i = 0; i < count; ++i) {
+    // The last block's inner product is needed first in backward: it stands in scratch, of which
+    // q, k, v that are made again would need their part.
+    const bool last = whole && i == count - 1;
     Block b;
-    const bool last = plan.trains && !segments && i == count - 1;
-    const bool inner_again = plan.trains && i < again.inner;
-    // The last block's inner product is needed first: it stands in scratch, of which q, k, v that
-    // are made again would need their part.
-    b.qkv_again = plan.trains && i < again.qkv && !(last && !shared);
-    b.shares_inner = inner_again || (last && shared);
-    const bool own_inner = !b.shares_inner && !last;
-    take_own(places, !b.qkv_again, own_inner, b);
-    if (!own_inner) b.inner = b.shares_inner ? inner : wide;
+    b.qkv_again = i < again.qkv && !(last && !shared);
+    b.shares_inner = i < again.inner || (last && shared);
+    b.xhat1 = places.take(sizes.narrow);
+    if (!b.qkv_again) b.qkv = places.take(sizes.qkv);
+    b.att = places.take(sizes.narrow);
+    b.xhat2 = places.take(sizes.narrow);
+    const std::int64_t own = b.qkv_again ? std::max(sizes.inner, sizes.qkv) : sizes.inner;
+    b.inner = b.shares_inner || last ? inner : places.take(own);
     if (b.qkv_again) b.qkv = b.inner;
     b.active = b.inner == wide ? out : wide;
+    b.rstd1 = places.take(sizes.each);
+    b.rstd2 = places.take(sizes.each);
+    b.lse = places.take(sizes.lse);
     blocks.push_back(b);
     ends.push_back(places.end());
   }
-  if (!plan.trains) {
-    total = places.end();
-    return;
-  }
-  const std::int64_t streams = segments ? ceil_div(model.layers, again.segment) - 1 : 0;
-  for (std::int64_t s = 0; s < streams; ++s) inputs.push_back(places.take(stream_rows));
+  return ends;
+}
+
+// Returns for each block the end of all that is still needed when its gradients are written.
+std::vector<std::int64_t> DeviceLayout::take_inputs(Places& places, const ModelConfig& model,
+                                                    const DevicePassPlan& plan, const Sizes& sizes,
+                                                    const std::vector<std::int64_t>& ends) {
+  const std::int64_t segment = plan.again.segment;
+  const std::int64_t streams = segment > 0 ? ceil_div(model.layers, segment) - 1 : 0;
+  for (std::int64_t s = 0; s < streams; ++s) inputs.push_back(places.take(sizes.stream));
   std::vector<std::int64_t> alive;
   for (std::int64_t r = 0; r < model.layers; ++r) {
-    const std::int64_t s = segments ? r / again.segment : 0;
-    alive.push_back(plan.adds_up ? places.end()
-                    : !segments  ? ends[static_cast<std::size_t>(r)]
-                    : s > 0      ? inputs[static_cast<std::size_t>(s - 1)] + stream_rows
-                                 : ends.back());
+    const std::int64_t s = segment > 0 ? r / segment : 0;
+    alive.push_back(plan.adds_up   ? places.end()
+                    : segment == 0 ? ends[static_cast<std::size_t>(r)]
+                    : s > 0        ? inputs[static_cast<std::size_t>(s - 1)] + sizes.stream
+                                   : ends.back());
   }
-  gradients = first_free({model, parameters}, alive, plan.adds_up ? places.end() : kept);
-  total = std::max(places.end(), up(gradients + kFloat * (parameters.extent + kSymbols), kAlign));
+  return alive;
 }
 
 }  // namespace longstride

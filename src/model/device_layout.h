@@ -71,6 +71,18 @@ struct DeviceLayout {
   std::int64_t total = 0;
 
   std::int64_t stream_bytes = 0;
+
+ private:
+  class Places;
+  struct Sizes;
+  void take_scratch(Places& places, const ModelConfig& model, bool trains, const Sizes& sizes,
+                    const Wants& wants);
+  std::vector<std::int64_t> take_blocks(Places& places, const ModelConfig& model,
+                                        const DevicePassPlan& plan, const Sizes& sizes,
+                                        std::int64_t inner);
+  std::vector<std::int64_t> take_inputs(Places& places, const ModelConfig& model,
+                                        const DevicePassPlan& plan, const Sizes& sizes,
+                                        const std::vector<std::int64_t>& ends);
 };
 
 // Floats that the gradients of a block's q, k and v take side by side: [d, 2 qk + d], then the
