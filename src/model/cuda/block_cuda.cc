@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "device/timed.h"
+#include "ops/linear/linear_norm_cuda.h"
 #include "ops/residual_norm/residual_norm_cuda.h"
 
 namespace longstride {
@@ -68,40 +69,52 @@ DeviceKept<A>::DeviceKept(char* memory, const DeviceLayout::Block& b)
 template <class A>
 void DeviceBlock<A>::first_norm(Matrix<float> h) const {
   const Timed timed(stream, "norm");
+  const auto xhat = narrow(kept.norm1.xhat);
+  const Vector<float> rstd = {kept.norm1.rstd, shape.rows()};
+  if (ops::cuda::ends_in_norm<A>(shape.width, shape.ff)) {  // the bits of add_and_norm()
+    ops::cuda::LinearResidualNorm<A> norm;
+    norm.h = h;
+    norm.xhat = xhat;
+    norm.rstd = rstd;
+    return ops::cuda::linear_residual_norm(stream, norm);
+  }
   ops::cuda::ResidualNorm<A> norm;
   norm.h = h;
-  norm.xhat = narrow(kept.norm1.xhat);
-  norm.rstd = {kept.norm1.rstd, shape.rows()};
+  norm.xhat = xhat;
+  norm.rstd = rstd;
   ops::cuda::residual_norm(stream, norm);
 }
 
-// The branch stands in norm.xhat.
 template <class A>
-void DeviceBlock<A>::add_and_norm(Matrix<float> h, const DeviceNorm<A>& norm,
-                                  std::int64_t branch) const {
+void DeviceBlock<A>::add_and_norm(Matrix<const A> x, const PackedMap& map, const char* name,
+                                  Matrix<float> h, const DeviceNorm<A>& norm, std::int64_t branch,
+                                  std::int64_t begin) const {
+  const auto m = map.of(weights, biases);
+  const auto stream_rows = rows(h, begin, x.rows);
+  const auto xhat = rows(narrow(norm.xhat), begin, x.rows);
+  const Vector<float> rstd = {norm.rstd + begin, x.rows};
+  ops::Dropout drop = dropout.of(branch);
+  drop.first_row += begin;
+  if (ops::cuda::ends_in_norm<A>(shape.width, map.in)) {
+    const Timed timed(stream, "linear, residual, norm");
+    return ops::cuda::linear_residual_norm(
+        stream, ops::cuda::LinearResidualNorm<A>{x, m.weight, m.bias, stream_rows, xhat, rstd, drop,
+                                                 norm.eps, dropout.step});
+  }
+  {
+    const Timed timed(stream, name);
+    ops::cuda::linear(linear, stream, ops::cuda::Linear<A>{x, m.weight, m.bias, xhat});
+  }
   const Timed timed(stream, "norm");
-  ops::cuda::ResidualNorm<A> op;
-  op.h = h;
-  op.branch = op.xhat = narrow(norm.xhat);
-  op.rstd = {norm.rstd, shape.rows()};
-  op.dropout = dropout.of(branch);
-  op.device_step = dropout.step;
-  op.eps = norm.eps;
-  ops::cuda::residual_norm(stream, op);
+  ops::cuda::residual_norm(stream, ops::cuda::ResidualNorm<A>{stream_rows, xhat, xhat, rstd, drop,
+                                                              norm.eps, dropout.step});
 }
 
 template <class A>
 void DeviceBlock<A>::forward(Matrix<float> h, const DeviceNorm<A>& next) const {
   project();
   attend();
-  {
-    const Timed timed(stream, "linear out");
-    const auto out = maps.out.of(weights, biases);
-    ops::cuda::linear(
-        linear, stream,
-        ops::cuda::Linear<A>{narrow(kept.att), out.weight, out.bias, narrow(kept.norm2.xhat)});
-  }
-  add_and_norm(h, kept.norm2, 2 * index);
+  add_and_norm(narrow(kept.att), maps.out, "linear out", h, kept.norm2, 2 * index, 0);
   feed(h, next);
 }
 
@@ -129,7 +142,7 @@ void DeviceBlock<A>::attend() const {
 
 template <class A>
 void DeviceBlock<A>::feed(Matrix<float> h, const DeviceNorm<A>& next) const {
-  const auto ff1 = maps.ff1.of(weights, biases), ff2 = maps.ff2.of(weights, biases);
+  const auto ff1 = maps.ff1.of(weights, biases);
   const auto x = narrow(kept.norm2.xhat), inner = matrix(kept.inner, shape.rows(), shape.ff);
   for (std::int64_t begin = 0; begin < shape.rows(); begin += ff_rows) {
     const std::int64_t count = std::min(ff_rows, shape.rows() - begin);
@@ -141,13 +154,9 @@ void DeviceBlock<A>::feed(Matrix<float> h, const DeviceNorm<A>& next) const {
           ops::cuda::LinearActivation<A>{rows(x, begin, count), ff1.weight, ff1.bias,
                                          rows(inner, begin, count), active});
     }
-    if (next.xhat == nullptr) continue;
-    const Timed timed(stream, "linear ff2");
-    ops::cuda::linear(
-        linear, stream,
-        ops::cuda::Linear<A>{active, ff2.weight, ff2.bias, rows(narrow(next.xhat), begin, count)});
+    if (next.xhat != nullptr)
+      add_and_norm(active, maps.ff2, "linear ff2", h, next, 2 * index + 1, begin);
   }
-  if (next.xhat != nullptr) add_and_norm(h, next, 2 * index + 1);
 }
 
 template <class A>
@@ -169,20 +178,26 @@ void DeviceBlock<A>::backward(Matrix<float> dh, const PackedBlock& to, Vector<fl
     ops::cuda::linear_input_gradient(
         linear, stream, ops::cuda::LinearInputGradient<A>{dy, map.of(weights, biases).weight, dx});
   };
-  // `branch` is the gradient of the norm's output, and becomes that of the branch in front of it.
-  const auto norm_gradient = [&](const DeviceNorm<A>& kept_norm, std::int64_t before) {
-    ops::cuda::ResidualNormBackward<A> norm;
-    norm.dxhat = branch;
-    norm.xhat = narrow(kept_norm.xhat);
-    norm.rstd = {kept_norm.rstd, s.rows()};
-    norm.dh = dh;
-    if (before >= 0) {
-      norm.dbranch = branch;
-      norm.dropout = dropout.of(before);
-      norm.device_step = dropout.step;
+  // dy is the gradient of what the map made of a norm's output; `branch` becomes that of the branch
+  // in front of the norm.
+  const auto norm_gradient = [&](Matrix<const A> dy, const PackedMap& map,
+                                 const DeviceNorm<A>& norm, std::int64_t before) {
+    const auto weight = map.of(weights, biases).weight;
+    const auto xhat = narrow(norm.xhat);
+    const Vector<const float> rstd = {norm.rstd, s.rows()};
+    const auto dbranch = before >= 0 ? branch : Matrix<A>();
+    const auto drop = before >= 0 ? dropout.of(before) : ops::Dropout();
+    if (ops::cuda::ends_in_norm<A>(s.width, map.out)) {
+      const Timed timed(stream, "input gradient, norm backward");
+      return ops::cuda::linear_norm_backward(
+          stream, ops::cuda::LinearNormBackward<A>{dy, weight, xhat, rstd, dh, dbranch, drop,
+                                                   dropout.step});
     }
+    input_gradient(dy, map, branch);
     const Timed timed(stream, "norm backward");
-    ops::cuda::residual_norm_backward(stream, norm);
+    ops::cuda::residual_norm_backward(
+        stream, ops::cuda::ResidualNormBackward<A>{branch, xhat, rstd, dh, true, dbranch, drop,
+                                                   dropout.step});
   };
 
   if (inner_again) feed({}, {});
@@ -200,8 +215,7 @@ void DeviceBlock<A>::backward(Matrix<float> dh, const PackedBlock& to, Vector<fl
     weight_gradient(active, dy, to.ff2, add || begin > 0);
   }
   weight_gradient(x2, inner, to.ff1, add);
-  input_gradient(inner, maps.ff1, branch);
-  norm_gradient(kept.norm2, 2 * index);
+  norm_gradient(inner, maps.ff1, kept.norm2, 2 * index);
 
   weight_gradient(narrow(kept.att), branch, to.out, add);
   input_gradient(branch, maps.out, narrow(scratch.out));
@@ -216,8 +230,7 @@ void DeviceBlock<A>::backward(Matrix<float> dh, const PackedBlock& to, Vector<fl
     ops::cuda::attention_backward(stream, gradient);
   }
   weight_gradient(narrow(kept.norm1.xhat), dqkv, to.qkv, add);
-  input_gradient(dqkv, maps.qkv, branch);
-  norm_gradient(kept.norm1, 2 * index - 1);
+  norm_gradient(dqkv, maps.qkv, kept.norm1, 2 * index - 1);
 }
 
 template <class A>

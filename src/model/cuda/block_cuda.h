@@ -111,7 +111,9 @@ struct DeviceBlock {
   void project() const;
   void attend() const;
   void feed(Matrix<float> h, const DeviceNorm<A>& next) const;
-  void add_and_norm(Matrix<float> h, const DeviceNorm<A>& norm, std::int64_t branch) const;
+  // h += dropout(x W + b) of this branch, and its norm: rows from `begin` on, as many as x has.
+  void add_and_norm(Matrix<const A> x, const PackedMap& map, const char* name, Matrix<float> h,
+                    const DeviceNorm<A>& norm, std::int64_t branch, std::int64_t begin) const;
 };
 
 // Floats that a block's backward wants as `attention_scratch`.

@@ -160,12 +160,27 @@ TEST_F(TrainingPassGpu, OddShapes) {
   }
 }
 
+// Widths of the models; products of the first end in the residual and the norm on Hopper.
+TEST_F(TrainingPassGpu, WidthsOfTheModels) {
+  for (const std::int64_t width : {256, 512}) {
+    const Case c = make_case({"local(16)", "column(16)"}, 0.25, 4, 128, width, 151);
+    const Result want = on_cpu<double>(c, false), plain = on_cpu<float>(c, true);
+    const double bound = 2 * test::relative_l2(plain.gradient, want.gradient);
+    SCOPED_TRACE(width);
+    const Result brain = on_gpu<bf16>(c, {}, c.batch), half = on_gpu<fp16>(c, {}, c.batch);
+    EXPECT_LE(test::relative_l2(brain.gradient, want.gradient), bound);
+    EXPECT_NEAR(brain.nats, want.nats, 1e-3 * want.nats);
+    EXPECT_LE(test::relative_l2(half.gradient, want.gradient), bound);
+  }
+}
+
 // What is not kept is made again with the same bits, on whatever path: widths that tensor cores
 // read in place and others, padding between tensors, one micro-batch and two.
 TEST_F(TrainingPassGpu, SameBitsWhateverIsRunAgain) {
   const Case even = make_case({"local(16) + column(16)", "fixed(32, 8)"}, 0.25, 2, 64, 128, 301, 5);
   const Case odd = make_case({"local(9)", "column(7)"}, 0.1, 3, 30, 33, 65, 5);
-  for (const Case* c : {&even, &odd}) {
+  const Case wide = make_case({"local(9)", "column(7)"}, 0.1, 4, 128, 256, 65, 5);
+  for (const Case* c : {&even, &odd, &wide}) {
     for (const std::int64_t micro : {2, 1}) {
       const Result whole = on_gpu<bf16>(*c, {}, micro);
       for (const Recompute& again :
