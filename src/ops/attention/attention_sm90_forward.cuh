@@ -11,7 +11,7 @@
 //
 // Work: 2 (d_qk + d_v) FLOPs and one exp2 a pair. Least bytes: Q, K, V, O once. Per tile of 64 x
 // 128 pairs and d = 64, tensor cores take 512 cycles, exp2 512 as well: what binds is how well the
-// two overlap (dense, fixed), or memory (local, row).
+// two overlap (dense, fixed; about 970 cycles a tile in dense), or memory (local, row).
 #pragma once
 
 #include <cmath>
@@ -38,6 +38,7 @@ struct ForwardShape {
   static constexpr int kKeys = kShort ? 64 : 128;
   static constexpr int kGroups = kShort ? 4 : kQk == 64 && kV == 64 ? 3 : 2;
   static constexpr int kRows = 64 * kGroups;
+  static constexpr bool kLazy = kQk == 64 && kV == 64;  // of the softmax
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kRegisters = kGroups == 4 ? 112 : kGroups == 3 ? 160 : 232;
   static constexpr int kLoaderRegisters = kGroups >= 3 ? 32 : 40;
@@ -51,45 +52,75 @@ struct ForwardShape {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Online softmax of 64 x kKeys scores; thread registers as of wgmma: two rows, of which four
-// threads have a part each.
-template <int kKeys>
+// threads have a part each. Weights are relative to `top`. kLazy: it follows the largest score only
+// where that makes weights above 2^kSlack; else earlier sums and products stay as they are.
+template <int kKeys, bool kLazy>
 struct Softmax {
-  float top[2] = {-INFINITY, -INFINITY};  // largest score so far
-  float sum[2] = {0, 0};                  // of exp(score - top), of this thread's columns
-  float shrink[2];                        // what earlier sums and products are to be scaled by
+  static constexpr float kSlack = 8;  // weights up to 256 fit fp16
+  float top[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};  // of exp(score - top), of this thread's columns
+  float shrink[2];        // what earlier sums and products are to be scaled by, if
+  bool grew;              // rows of this warp have a new top
 
   __device__ void operator()(float (&s)[kKeys / 2], float scale_log2) {
+    if constexpr (kLazy) {
+      float largest[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float largest = top[h];
+      for (int h = 0; h < 2; ++h) largest[h] = largest_of(s, h);
+      grew = __any_sync(0xffffffffu, (largest[0] - top[0]) * scale_log2 > kSlack ||
+                                         (largest[1] - top[1]) * scale_log2 > kSlack);
+      if (grew) {
 #pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-        largest = fmaxf(largest, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      const float base = largest == -INFINITY ? 0 : largest * scale_log2;
-      shrink[h] = exp2_of(top[h] * scale_log2 - base);
-      top[h] = largest;
-      float even = sum[h] * shrink[h], odd = 0;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-        float& a = s[4 * j + 2 * h];
-        float& b = s[4 * j + 2 * h + 1];
-        a = exp2_of(fmaf(a, scale_log2, -base));
-        b = exp2_of(fmaf(b, scale_log2, -base));
-        even += a;
-        odd += b;
+        for (int h = 0; h < 2; ++h) {
+          shrink[h] = exp2_of(top[h] * scale_log2 - base_of(largest[h], scale_log2));
+          sum[h] *= shrink[h];
+          top[h] = largest[h];
+        }
       }
-      sum[h] = even + odd;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) weigh(s, h, scale_log2, base_of(top[h], scale_log2), sum[h]);
+    } else {
+      grew = true;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float largest = largest_of(s, h), base = base_of(largest, scale_log2);
+        shrink[h] = exp2_of(top[h] * scale_log2 - base);
+        top[h] = largest;
+        weigh(s, h, scale_log2, base, sum[h] * shrink[h]);
+      }
     }
+  }
+  __device__ static float base_of(float largest, float scale_log2) {
+    return largest == -INFINITY ? 0 : largest * scale_log2;
+  }
+  __device__ float largest_of(const float (&s)[kKeys / 2], int h) const {
+    float largest = top[h];
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+      largest = fmaxf(largest, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    return fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+  }
+  __device__ void weigh(float (&s)[kKeys / 2], int h, float scale_log2, float base, float even) {
+    float odd = 0;
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+      float& a = s[4 * j + 2 * h];
+      float& b = s[4 * j + 2 * h + 1];
+      a = exp2_of(fmaf(a, scale_log2, -base));
+      b = exp2_of(fmaf(b, scale_log2, -base));
+      even += a;
+      odd += b;
+    }
+    sum[h] = even + odd;
   }
 };
 
 // Rows `row` and `row` + 8 of a thread: normalised, merged with an earlier pass where there was
 // one.
-template <class A, int kV, int kKeys>
+template <class A, int kV, class Softmax>
 __device__ void finish(const ForwardParams<A>& p, const Work& work, std::int32_t row, int u,
-                       const Softmax<kKeys>& softmax, float (&o)[kV / 2]) {
+                       const Softmax& softmax, float (&o)[kV / 2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = softmax.sum[h];
@@ -148,7 +179,7 @@ struct ForwardConsumer {
   int group;
   float s[kKeys / 2], o[kV / 2];
   std::uint32_t weights[kKeys / 4];  // P of the tile before
-  Softmax<kKeys> softmax;
+  Softmax<kKeys, Shape::kLazy> softmax;
   Sight<kKeys> sight;
   std::int32_t row;      // the first of this thread's two
   bool pending = false;  // weights are still to be multiplied with the values of `behind`
@@ -197,8 +228,10 @@ struct ForwardConsumer {
     softmax(s, p.scale * 1.4426950408889634f);
   }
   __device__ void take_weights() {
+    if (!Shape::kLazy || softmax.grew) {
 #pragma unroll
-    for (int j = 0; j < kV / 2; ++j) o[j] *= softmax.shrink[j / 2 % 2];
+      for (int j = 0; j < kV / 2; ++j) o[j] *= softmax.shrink[j / 2 % 2];
+    }
 #pragma unroll
     for (int j = 0; j < kKeys / 4; ++j) weights[j] = packed<A>(s[2 * j], s[2 * j + 1]);
     behind = ring;
@@ -251,7 +284,7 @@ struct ForwardConsumer {
       }
       release(works.free[queries.stage]);
       flush();
-      finish<A, kV, kKeys>(p, work, row, thread % 4, softmax, o);
+      finish<A, kV>(p, work, row, thread % 4, softmax, o);
     }
   }
 };
