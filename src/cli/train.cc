@@ -17,6 +17,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kTrainFooter =
     R"text(Settings are keys of the TOML file, the later winning; an unknown key names the nearest known one.
+As many sequences run at once as fit and make steps quicker (train.micro_batch=N names the number), and
+blocks run again in backward where memory wants it (train.recompute=on|off). The plan says what was taken.
 A run folder that holds checkpoints is resumed, to the same bits as a run that never stopped.
 Checkpoints are the same on CPU and GPU: a run may change device, which it then says.
 SIGINT and SIGTERM save and end with code 75; the same command then resumes. With --json one JSON
