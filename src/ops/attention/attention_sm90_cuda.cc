@@ -52,6 +52,7 @@ std::int64_t backward_scratch(const AttentionBackward<A>& op) {
 
 template <class A>
 void attention_backward(device::Stream stream, const AttentionBackward<A>& op, const Line& line) {
+  if (op.q.width <= 64 && is_short(line)) return short_attention_backward(stream, op, line);
   RowNumbers rows;
   rows.padded = static_cast<std::int32_t>(ceil_div(op.q.length, kQueryTile) * kQueryTile);
   rows.lse = op.scratch.data;
