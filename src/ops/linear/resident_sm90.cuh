@@ -42,7 +42,7 @@ using device::sm90::Address;
 struct Place {
   Address base;
   int deep, stages;      // tiles of B, buffers of X
-  int slice;             // of 128 columns
+  int slice, pairs;      // of 128 columns; of clusters with the same rows
   unsigned rank;         // in the cluster
   int first, step, end;  // of the tiles of rows
 
@@ -66,7 +66,16 @@ struct Turn {
   }
 };
 
-template <bool kAcross>
+// A box to L2, ahead of load_box.
+__device__ inline void prefetch_box(const CUtensorMap& map, int at0, int at1) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map),
+               "r"(at0), "r"(at1)
+               : "memory");
+}
+
+// With two outputs under way memory answers late, and L2 is told a tile ahead what will be wanted
+// (by one of the clusters that take the same rows); with one output that costs more than it gains.
+template <bool kAcross, bool kPrefetch>
 __device__ void load(const Place& at, const CUtensorMap& x_map, const CUtensorMap& b_map) {
   using namespace device::sm90;
   arrive_expecting(at.weights_full(), at.deep * kBytes);
@@ -86,6 +95,9 @@ __device__ void load(const Place& at, const CUtensorMap& x_map, const CUtensorMa
       arrive_expecting(at.full(turn.stage), kBytes);
       load_box_to(3, at.x(turn.stage) + at.rank * (kBytes / 2), x_map, at.full(turn.stage),
                   k * kDeep, tile * kTile + static_cast<int>(at.rank) * 64);
+      const int next = tile + at.step;
+      if (kPrefetch && k % at.pairs == at.slice / 2 && next < at.end)
+        prefetch_box(x_map, k * kDeep, next * kTile + static_cast<int>(at.rank) * 64);
     }
 }
 
@@ -264,6 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   at.stages = min(kTiles - deep, kMostStages);
   at.rank = cluster_rank();
   at.slice = cluster % pairs * 2 + static_cast<int>(at.rank);
+  at.pairs = pairs;
   at.first = cluster / pairs;
   at.step = clusters / pairs;
   at.end = static_cast<int>((ends.rows + kTile - 1) / kTile);
@@ -286,7 +299,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x < kGroup) {
     give_registers<40>();
-    if (threadIdx.x == 0) load<kAcross>(at, x_map, b_map);
+    constexpr bool kTwo = kEnd == End::kActivation || kEnd == End::kActivationGradient;
+    if (threadIdx.x == 0) load<kAcross, kTwo>(at, x_map, b_map);
   } else {
     take_registers<232>();
     const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kGroup, 0) - 1;
