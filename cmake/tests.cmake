@@ -23,9 +23,10 @@ foreach(library ${LONGSTRIDE_LAYERS})
   endif()
   if(gpu_tests AND LONGSTRIDE_HAS_CUDA)
     longstride_test(${library}_gpu_test ${library} ${gpu_tests})
-    # Each says "no CUDA device: ..." and is skipped where there is none.
-    set_tests_properties(${library}_gpu_test PROPERTIES LABELS gpu SKIP_REGULAR_EXPRESSION
-                         "no CUDA device")
+    # Each says "no CUDA device: ..." and is skipped where there is none. One at a time: some fill
+    # the card, or look at what is free.
+    set_tests_properties(${library}_gpu_test PROPERTIES LABELS gpu RESOURCE_LOCK gpu
+                         SKIP_REGULAR_EXPRESSION "no CUDA device")
   endif()
 endforeach()
 
@@ -37,7 +38,8 @@ foreach(script ${scripts})
   add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${script})
   set(environment "LONGSTRIDE=$<TARGET_FILE:longstride_cli>;LONGSTRIDE_ROOT=${PROJECT_SOURCE_DIR}")
   if(name MATCHES "^gpu_")
-    set_tests_properties(${name} PROPERTIES LABELS gpu SKIP_REGULAR_EXPRESSION "no CUDA device")
+    set_tests_properties(${name} PROPERTIES LABELS gpu RESOURCE_LOCK gpu SKIP_REGULAR_EXPRESSION
+                         "no CUDA device")
   else()
     # Bits of the CPU are tested, on a machine with a card too.
     list(APPEND environment "CUDA_VISIBLE_DEVICES=")

@@ -117,7 +117,7 @@ TEST_F(DeviceFault, NamesTheKernelWhereEachIsWaitedFor) {
               "^cuda: sum of 1048576: an illegal memory access was encountered\n");
 }
 
-// Leaves so many bytes of the card free, or a little less.
+// Leaves so many bytes of the card free, or a little less: nothing else can use it meanwhile.
 std::vector<device::DeviceBuffer<std::uint8_t>> occupy(std::int64_t leave) {
   std::vector<device::DeviceBuffer<std::uint8_t>> taken;
   constexpr std::int64_t kPiece = std::int64_t{2} << 20;
