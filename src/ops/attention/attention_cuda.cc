@@ -95,9 +95,10 @@ void attention(device::Stream stream, const Attention<A>& op) {
     if constexpr (!std::is_same_v<A, float>) {
       const sm90::Line line{&state.tables.parts, &group.heads, state.parts.data(),
                             state.heads[g].data()};
-      // Narrow heads that see few keys leave wgmma little to do, but where one walk loads all once.
+      // Narrow heads that see few keys leave wgmma little to do, but where one walk loads all once:
+      // local(128) at width 32 takes 0.165 ms here and 0.125 so (B 4, H 16, N 12,288).
       const bool narrow = std::max(op.q.width, op.v.width) <= 32 && group.even && !long_tiles &&
-                          !sm90::is_short(line);
+                          !sm90::walks(op, line);
       if (group.stride == 0 && !narrow && sm90::takes(op, line)) {
         sm90::attention(stream, op, line);
         continue;

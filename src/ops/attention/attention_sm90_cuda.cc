@@ -28,7 +28,7 @@ bool takes(const Attention<A>& op, const Line& line) {
 
 template <class A>
 void attention(device::Stream stream, const Attention<A>& op, const Line& line) {
-  if (op.q.width <= 64 && is_short(line) && !merges(line)) return short_attention(stream, op, line);
+  if (walks(op, line)) return short_attention(stream, op, line);
   if (op.q.width > 64) return forward<A, 128, 128, false>(stream, op, line);
   if (op.v.width > 64) return forward<A, 64, 128, false>(stream, op, line);
   if (sees_few(line, 2 * kTile)) return forward<A, 64, 64, true>(stream, op, line);

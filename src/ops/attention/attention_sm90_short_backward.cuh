@@ -28,21 +28,16 @@ namespace longstride::ops::cuda::sm90 {
 template <class A, class Shape>
 struct ShortBackward {
   static constexpr int kHeads = Shape::kHeads, kQkWidth = Shape::kQk / kHeads,
-                       kVWidth = Shape::kV / kHeads, kColumns = Shape::kColumns,
-                       kHalves = kWalkTile / kColumns, kUnits = kHeads * kHalves,
-                       kSixteens = kColumns / 16;
+                       kVWidth = Shape::kV / kHeads, kColumns = Shape::kColumns;
   const ShortBackwardParams<A>& p;
   ShortBackwardShared<Shape>& shared;
   const ShortWork& work;
   Address at;
   int group;
   float dk[kHeads][kQkWidth / 2], dv[kHeads][kVWidth / 2];
-  std::uint32_t all_weights[2][kColumns / 4], all_ds[2][kColumns / 4];  // P^T, dS^T of two units
-  std::int32_t key_tile;                                                // whose gradients these are
+  std::int32_t key_tile;       // whose gradients these are
   std::int32_t row;            // the first of this thread's two keys
   std::int32_t query_ends[2];  // of both
-  // Of the warp: its 16 keys; the ends of the queries that see its first and its last key.
-  KeyRange warp_keys, warp_queries;
 
   __device__ std::uint64_t tile(int from) const {
     return tile_at(at + static_cast<Address>(from), Shape::kTileBytes);
@@ -53,9 +48,6 @@ struct ShortBackward {
     row = key_tile * kWalkTile + thread / 32 * 16 + thread % 32 / 4;
     query_ends[0] = work.pattern.query_end(row);
     query_ends[1] = work.pattern.query_end(row + 8);
-    const std::int32_t warp_row = __shfl_sync(0xffffffffu, row, 0);
-    warp_keys = {warp_row, warp_row + 16};
-    warp_queries = {work.pattern.query_end(warp_row), work.pattern.query_end(warp_row + 15)};
     const int n = key_tile - work.run.first_key;
     Turn<Shape::kKStages>(n).wait(shared.k_full);
     Turn<Shape::kVStages>(n).wait(shared.v_full);
@@ -83,8 +75,7 @@ struct ShortBackward {
   }
 
   // kColumns queries of tile i from `first` of head h meet the keys.
-  __device__ __forceinline__ void meet(std::int32_t i, int unit, bool store) {
-    const int h = unit / kHalves, first = unit % kHalves * kColumns;
+  __device__ void meet(std::int32_t i, int h, int first, bool store) {
     const Turn<Shape::kQStages> q(i - work.run.first);
     const int n = key_tile - work.run.first_key;
     const std::uint64_t k_tile = tile(Shape::kK + n % Shape::kKStages * Shape::kQBytes),
@@ -92,8 +83,7 @@ struct ShortBackward {
     const int q_at = Shape::kQ + q.stage * Shape::kQBytes + first * kRowBytes,
               do_at = Shape::kDo + q.stage * Shape::kVBytes + first * kRowBytes;
     float s[kColumns / 2], dp[kColumns / 2];
-    std::uint32_t(&weights)[kColumns / 4] = all_weights[unit % 2];
-    std::uint32_t(&ds)[kColumns / 4] = all_ds[unit % 2];
+    std::uint32_t weights[kColumns / 4], ds[kColumns / 4];
     pin(s), pin(dp);
     fence();
 #pragma unroll
@@ -109,30 +99,18 @@ struct ShortBackward {
     q.wait(shared.rows_full);
     wait<1>();
     pin(s);
-    finish_unit(unit - 1);
     const int u = static_cast<int>(threadIdx.x) % 4;
     const float4* const rows = shared.rows[q.stage][h] + first / 2 + u;
+    mask(s, i, first, u);
     const float scale_log2 = p.scale * 1.4426950408889634f;
-    bool some[kSixteens];  // of 16 queries, whether one sees one of the warp's keys
 #pragma unroll
-    for (int g = 0; g < kSixteens; ++g) {
-      const std::int32_t begin = i * kWalkTile + first + 16 * g;
-      some[g] = begin + 16 > warp_keys.begin && begin < warp_queries.end;
-      if (!some[g]) {
+    for (int j = 0; j < kColumns / 8; ++j) {
+      const float2 lse = *reinterpret_cast<const float2*>(rows + 4 * j);
 #pragma unroll
-        for (int j = 4 * g; j < 4 * g + 4; ++j) weights[j] = 0;
-        continue;
-      }
-      if (begin + 1 < warp_keys.end || begin + 16 > warp_queries.begin) mask(s, g, begin, u);
-#pragma unroll
-      for (int j = 2 * g; j < 2 * g + 2; ++j) {
-        const float2 lse = *reinterpret_cast<const float2*>(rows + 4 * j);
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          s[4 * j + e] = exp2_of(fmaf(s[4 * j + e], scale_log2, e % 2 == 0 ? -lse.x : -lse.y));
-        weights[2 * j] = packed<A>(s[4 * j], s[4 * j + 1]);
-        weights[2 * j + 1] = packed<A>(s[4 * j + 2], s[4 * j + 3]);
-      }
+      for (int e = 0; e < 4; ++e)
+        s[4 * j + e] = exp2_of(fmaf(s[4 * j + e], scale_log2, e % 2 == 0 ? -lse.x : -lse.y));
+      weights[2 * j] = packed<A>(s[4 * j], s[4 * j + 1]);
+      weights[2 * j + 1] = packed<A>(s[4 * j + 2], s[4 * j + 3]);
     }
     pin(weights), pin(dv[h]);
     fence();
@@ -143,20 +121,12 @@ struct ShortBackward {
     wait<1>();
     pin(dp);
 #pragma unroll
-    for (int g = 0; g < kSixteens; ++g) {
-      if (!some[g]) {
-#pragma unroll
-        for (int j = 4 * g; j < 4 * g + 4; ++j) ds[j] = 0;
-        continue;
-      }
-#pragma unroll
-      for (int j = 2 * g; j < 2 * g + 2; ++j) {
-        const float2 mean = *(reinterpret_cast<const float2*>(rows + 4 * j) + 1);
-        ds[2 * j] =
-            packed<A>(s[4 * j] * (dp[4 * j] - mean.x), s[4 * j + 1] * (dp[4 * j + 1] - mean.y));
-        ds[2 * j + 1] = packed<A>(s[4 * j + 2] * (dp[4 * j + 2] - mean.x),
-                                  s[4 * j + 3] * (dp[4 * j + 3] - mean.y));
-      }
+    for (int j = 0; j < kColumns / 8; ++j) {
+      const float2 mean = *(reinterpret_cast<const float2*>(rows + 4 * j) + 1);
+      ds[2 * j] =
+          packed<A>(s[4 * j] * (dp[4 * j] - mean.x), s[4 * j + 1] * (dp[4 * j + 1] - mean.y));
+      ds[2 * j + 1] = packed<A>(s[4 * j + 2] * (dp[4 * j + 2] - mean.x),
+                                s[4 * j + 3] * (dp[4 * j + 3] - mean.y));
     }
     pin(ds), pin(dk[h]);
     fence();
@@ -165,34 +135,23 @@ struct ShortBackward {
       product<A, true>(dk[h], ds + 4 * step, across<kQkWidth>(tile(q_at), h, step), true);
     commit();
     if (store) {
-      const Turn<2> turn(i - work.run.first);
-      if (unit == 0) turn.wait_free(shared.ds_free);
-      store_ds(Shape::kDs + turn.stage * Shape::kDsBytes +
-                   (h * kLive + key_tile % kLive) * Shape::kTileBytes,
-               first, ds);
+      const int j = i - work.run.first;
+      store_ds(
+          Shape::kDs + j % 2 * Shape::kDsBytes + (h * kLive + key_tile % kLive) * Shape::kTileBytes,
+          first, ds);
     }
-    if (!Shape::kAhead || unit == kUnits - 1) {
-      wait<0>();
-      finish_unit(unit);
-    }
-  }
-  // The products of dV and dK that the registers of a unit are factors of have been waited for.
-  __device__ __forceinline__ void finish_unit(int unit) {
-    if (unit < 0) return;
-    pin(all_weights[unit % 2]), pin(all_ds[unit % 2]);
-    pin(dv[unit / kHalves]), pin(dk[unit / kHalves]);
+    wait<0>();
+    pin(weights), pin(ds), pin(dv[h]), pin(dk[h]);
   }
 
-  // -inf for pairs of 16 queries from `begin` that are not kept.
-  __device__ void mask(float (&s)[kColumns / 2], int g, std::int32_t begin, int u) const {
-    const std::int32_t column = begin + 2 * u;
+  __device__ void mask(float (&s)[kColumns / 2], std::int32_t i, int first, int u) const {
+    const Cut cut =
+        static_cast<Cut>((work.pattern.cuts(i, key_tile) ? 1 : 0) + (i == key_tile ? 2 : 0));
+    if (cut == Cut::none) return;
+    const std::int32_t column = i * kWalkTile + first + 2 * u;
     const std::int32_t from[2] = {row - column, row + 8 - column};
     const std::int32_t to[2] = {query_ends[0] - column, query_ends[1] - column};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const int at_column = 8 * (j / 4) + j % 2, h = j / 2 % 2;
-      if (at_column < from[h] || at_column >= to[h]) s[8 * g + j] = -INFINITY;
-    }
+    cut_off(s, cut, from, to);
   }
 
   __device__ void store_keys() const {
@@ -269,11 +228,13 @@ struct ShortBackward {
         if (active && key != key_tile) start_keys(key);
         q.wait(shared.q_full);
         const Turn<2> ds(i - run.first);
+        if (i < run.end) ds.wait_free(shared.ds_free);
         if (active && work.pattern.sees(i, key)) {
 #pragma unroll
-          for (int unit = 0; unit < kUnits; ++unit) meet(i, unit, i < run.end);
-        } else if (i < run.end) {
-          ds.wait_free(shared.ds_free);
+          for (int h = 0; h < kHeads; ++h)
+#pragma unroll
+            for (int first = 0; first < kWalkTile; first += kColumns)
+              meet(i, h, first, i < run.end);
         }
         release(shared.q_free[q.stage]);
         if (i < run.end) {
@@ -307,10 +268,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     init(shared.o_free, Shape::kMeanThreads / 32), init(shared.rows_full, Shape::kMeanThreads / 32);
     init(shared.ds_full, kWarps), init(shared.ds_free, 4);
     barriers_ready();
-    shared.work = ShortWork::of(p.walk, Shape::kHeads);
   }
   __syncthreads();
-  const ShortWork& work = shared.work;
+  const ShortWork work = ShortWork::of(p.walk, Shape::kHeads);
   const int group = warpgroup();
   if (group == Shape::kGroups) {
     give_registers<Shape::kLoaderRegisters>();

@@ -16,11 +16,10 @@ struct ShortBackwardParams {
 };
 
 // kHeads: of a tile, each kQk / kHeads wide. kColumns: queries that meet a tile of keys at a time.
-template <int kQk_, int kV_, int kHeads_, bool kAhead_ = false>
+template <int kQk_, int kV_, int kHeads_>
 struct ShortBackwardShape {
-  static constexpr bool kAhead = kAhead_;
   static constexpr int kQk = kQk_, kV = kV_, kHeads = kHeads_;
-  static constexpr int kColumns = kV == 128 ? 16 : 32;
+  static constexpr int kColumns = 32;
   static constexpr int kGroups = kLive, kThreads = 128 * (kGroups + 1);
   static constexpr int kRegisters = 160, kLoaderRegisters = 32;
   static_assert(registers_fit(kGroups, kRegisters, kLoaderRegisters));
@@ -44,7 +43,6 @@ struct ShortBackwardShared {
   std::uint64_t q_full[Shape::kQStages], q_free[Shape::kQStages];  // Q and dO
   std::uint64_t o_full[Shape::kOStages], o_free[Shape::kOStages];
   std::uint64_t rows_full[Shape::kQStages], ds_full[2], ds_free[2];
-  ShortWork work;  // here because registers are few
   // Of queries 2 c and 2 c + 1: both L log2(e), both D.
   float4 rows[Shape::kQStages][Shape::kHeads][kWalkTile / 2];
 };

@@ -10,9 +10,16 @@ bool is_short(const Line& line) {
   });
 }
 
-bool merges(const Line& line) {
-  return std::any_of(line.passes->begin(), line.passes->end(),
-                     [](const HeadPass& pass) { return pass.merges != 0; });
+template <class A>
+bool walks(const Attention<A>& op, const Line& line) {
+  if (op.q.width > 64 || !is_short(line)) return false;
+  bool merges = false, rows = true;
+  for (const HeadPass& pass : *line.passes) {
+    merges |= pass.merges != 0;
+    rows &= (*line.parts)[static_cast<std::size_t>(pass.only_part)].type == PartType::row;
+  }
+  const bool middling = op.v.width <= 64 && std::max(op.q.width, op.v.width) > 32;
+  return !merges && !(rows && middling);
 }
 
 bool in_pairs(const Line& line, std::int64_t heads) {
@@ -58,6 +65,8 @@ void short_attention_backward(device::Stream stream, const AttentionBackward<A>&
   });
 }
 
+template bool walks(const Attention<bf16>&, const Line&);
+template bool walks(const Attention<fp16>&, const Line&);
 template void short_attention(device::Stream, const Attention<bf16>&, const Line&);
 template void short_attention(device::Stream, const Attention<fp16>&, const Line&);
 template void short_attention_backward(device::Stream, const AttentionBackward<bf16>&, const Line&);

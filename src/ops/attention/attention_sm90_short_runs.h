@@ -26,6 +26,10 @@ struct ShortPattern {
   constexpr bool sees(std::int32_t query_tile, std::int32_t key_tile) const {
     return query_end((key_tile + 1) * kWalkTile - 1) > query_tile * kWalkTile;
   }
+  // Whether some pair of two tiles is cut off because the key is too far back.
+  constexpr bool cuts(std::int32_t query_tile, std::int32_t key_tile) const {
+    return query_end(key_tile * kWalkTile) < (query_tile + 1) * kWalkTile;
+  }
 };
 
 constexpr ShortPattern short_pattern(const DevicePart& part) {

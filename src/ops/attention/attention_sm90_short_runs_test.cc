@@ -46,12 +46,14 @@ TEST(AttentionSm90Short, SeesWhatThePlanSees) {
     constexpr std::int32_t kTiles = kLength / kWalkTile;
     for (std::int32_t i = 0; i < kTiles; ++i)
       for (std::int32_t k = 0; k <= i; ++k) {
-        bool some = false;
+        bool some = false, all = true;
         for (std::int32_t q = i * kWalkTile; q < (i + 1) * kWalkTile; ++q)
           for (std::int32_t j = k * kWalkTile; j < (k + 1) * kWalkTile; ++j) {
-            some |= j <= q && q < pattern.query_end(j);
+            const bool near = q < pattern.query_end(j);
+            some |= near && j <= q, all &= near;
           }
         ASSERT_EQ(pattern.sees(i, k), some) << spec << " " << i << " " << k;
+        ASSERT_EQ(pattern.cuts(i, k), !all) << spec << " " << i << " " << k;
         ASSERT_TRUE(!some || i - k < kLive) << spec;
       }
   }
