@@ -15,7 +15,7 @@ shift 2
 
 # Less than one pass instead of the paper's 80: no dropout, and the smallest batch, for many updates.
 recipe=(model.dropout=0 train.batch=1 train.steps=5200 train.lr=4e-4 train.warmup=500
-  train.beta2=0.98 train.ema=0 train.validate_every=1000 train.validate_symbols=491520
+  train.beta2=0.95 train.ema=0 train.validate_every=1000 train.validate_symbols=491520
   train.checkpoint_every=0 train.keep_checkpoints=1)
 "$longstride" train enwik8-95m "${recipe[@]}" "$@" --data "$text" --run "$run"
 
