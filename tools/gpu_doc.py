@@ -69,11 +69,13 @@ def peer_row(name, key, row, ours):
 def peer_section(peer, ours):
     rows = [peer_row(name, key, row, ours)
             for name, forms in peer["models"].items() for key, row in forms.items()]
-    text = (f"PyTorch {peer['torch']} on the same card in the same run (matrix product "
+    when = (f"on a card of this kind in a run of its own ({peer['measured']})" if "measured" in peer
+            else "on the same card in the same run")
+    text = (f"PyTorch {peer['torch']} {when} (matrix product "
             f"{si(peer['matrix_product_flops'], 'flop/s')}):\n\n"
             + table(["", ">ms a step", ">tokens/s", ">memory", ">ours is faster by",
                      ">ours of its memory"], rows))
-    rows = [[f"{name}, {kind}", way["way"], way["failed"] if "failed" in way
+    rows = [[f"{name}, {kind}", way["way"], way["failed"].split(": ")[0] if "failed" in way
              else f"{1e3 * way['seconds']:.2f}"]
             for name, kinds in peer["candidates"].items() for kind, ways in kinds.items()
             if kind != "ends" for way in ways]
