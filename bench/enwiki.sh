@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The network that the paper trained on enwik8, trained on 100 MB of text in some minutes of one GPU,
-# evaluated on its last 5 MB and sampled from. docs/results/enwiki-h100.md shows a run of it.
+# evaluated on its last 5 MB and sampled from. docs/results/enwiki-h100 shows a run of it.
 #
 #   bench/enwiki.sh TEXT RUN [key=value...]     TEXT of 100,000,000 bytes is split as enwik8 is
 #

@@ -4,7 +4,7 @@
 usage: tools/curve.py METRICS OUT.svg [--every STEPS] [--top BITS]
 
 The line is the mean training loss of each STEPS steps (50), the dots are the validations; what is
-above --top (3 bits a byte, or more where all is) is cut off. A shorter log of the same lines is printed: the mean of each
+above --top (4.5 bits a byte, or more where all is) is cut off. A shorter log of the same lines is printed: the mean of each
 STEPS steps and every validation.
 """
 import argparse
@@ -98,7 +98,7 @@ def main():
     parser.add_argument("metrics", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--top", type=float, default=3)
+    parser.add_argument("--top", type=float, default=4.5)
     a = parser.parse_args()
     lines = [json.loads(line) for line in a.metrics.read_text().splitlines()]
     training, validation = thinned(lines, a.every)
