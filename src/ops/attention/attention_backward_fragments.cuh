@@ -86,15 +86,15 @@ __device__ __forceinline__ void write_pieces(const float (&v)[4][2], A* to, int 
   }
   transpose_four(w);
   if (!any) return;
-  if (kWrite != Write::piecewise) {
+  if constexpr (kWrite == Write::piecewise) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) words[n] = w[n];
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      if (e < columns) to[e] = piece.at[e];
+  } else {
     *reinterpret_cast<uint4*>(to) = {w[0], w[1], w[2], w[3]};
-    return;
   }
-#pragma unroll
-  for (int n = 0; n < 4; ++n) words[n] = w[n];
-#pragma unroll
-  for (int e = 0; e < 8; ++e)
-    if (e < columns) to[e] = piece.at[e];
 }
 
 // A fragment of 16 rows x 8 kNs columns, times scale; row(r): where row r in [0, 16) of the
