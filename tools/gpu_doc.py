@@ -5,9 +5,8 @@
 """
 import json
 import pathlib
-import sys
 
-from kernels_doc import percent, si, table
+from kernels_doc import percent, si, table, write_or_check
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS, DOCUMENT = ROOT / "bench/results", ROOT / "docs/gpu.md"
@@ -146,16 +145,5 @@ def document(results):
     return "\n".join(pieces)
 
 
-def main():
-    text = document(load())
-    if sys.argv[1:] == ["--check"]:
-        if not DOCUMENT.exists() or DOCUMENT.read_text() != text:
-            sys.exit("gpu_doc: docs/gpu.md is not what tools/gpu_doc.py writes; run it")
-    elif sys.argv[1:]:
-        sys.exit("usage: gpu_doc.py [--check]")
-    else:
-        DOCUMENT.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check("gpu_doc", DOCUMENT, document(load()))

@@ -226,16 +226,16 @@ def document(results):
     return "\n".join(piece for piece in pieces if piece)
 
 
-def main():
-    text = document(load(RESULTS))
+def write_or_check(tool, path, text):
+    """What a tool's command line asks for."""
     if sys.argv[1:] == ["--check"]:
-        if not DOCUMENT.exists() or DOCUMENT.read_text() != text:
-            sys.exit("kernels_doc: docs/kernels.md is not what tools/kernels_doc.py writes; run it")
+        if not path.exists() or path.read_text() != text:
+            sys.exit(f"{tool}: {path.relative_to(ROOT)} is not what tools/{tool}.py writes; run it")
     elif sys.argv[1:]:
-        sys.exit("usage: kernels_doc.py [--check]")
+        sys.exit(f"usage: {tool}.py [--check]")
     else:
-        DOCUMENT.write_text(text)
+        path.write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    write_or_check("kernels_doc", DOCUMENT, document(load(RESULTS)))
