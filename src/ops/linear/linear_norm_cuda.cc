@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "device/tensor_map.h"
+#include "ops/linear/linear_maps_sm90.h"
 #include "ops/linear/row_end_sm90.h"
 #include "ops/shape.h"
 
@@ -13,8 +13,6 @@ namespace {
 using row_end::RowEnds;
 
 constexpr std::int64_t kWidth = 2 * row_end::kColumns;
-constexpr std::int64_t kLongestSum = 512;  // whose weights stay in shared memory
-constexpr std::int64_t kMostRows = (std::int64_t{1} << 31) - 256;
 
 // What the kernels ask of addresses: whole packs of four columns, and 16 bytes of the copy engine.
 template <class T>
@@ -26,25 +24,6 @@ void want_packs(const char* who, const char* name, Matrix<T> m, int pack) {
                            " with a row stride of ", m.stride, ", want multiples of ", pack,
                            " elements");
 }
-
-// Boxes of 64 columns and `rows` rows.
-template <class A>
-CUtensorMap map_of(Matrix<const A> m, int rows) {
-  return device::tensor_map(
-      m.data, {.rank = 2, .extents = {m.cols, m.rows}, .strides = {m.stride}, .box = {rows}});
-}
-
-// Boxes of 128 rows and 64 columns; of each 16 rows, row 4 u + 2 g + e comes as 8 g + 2 u + e.
-template <class A>
-CUtensorMap reordered(Matrix<const A> m) {
-  return device::tensor_map(m.data,
-                            {.rank = 5,
-                             .extents = {m.cols, 2, 4, 2, m.rows / 16},
-                             .strides = {m.stride, 4 * m.stride, 2 * m.stride, 16 * m.stride},
-                             .box = {2, 4, 2, 8}});
-}
-
-int deep(std::int64_t inner) { return static_cast<int>((inner + 63) / 64); }
 
 void want_taken(const char* who, bool taken, std::int64_t rows, std::int64_t d,
                 std::int64_t inner) {
@@ -88,7 +67,7 @@ void linear_residual_norm(device::Stream stream, const LinearResidualNorm<A>& op
     want_packs(kWho, "weight", op.weight, 8);
     ends.bias = op.bias.data;
     ends.draws = draws_of(kWho, op.dropout, op.device_step, d);
-    row_end::launch<A, true>(stream, map_of(op.x, row_end::kRows / 2), map_of(op.weight, 64), ends,
+    row_end::launch<A, true>(stream, map_of(op.x, row_end::kRows / 2), map_of(op.weight), ends,
                              deep(op.x.cols));
   }
 }
@@ -120,8 +99,8 @@ void linear_norm_backward(device::Stream stream, const LinearNormBackward<A>& op
                              .dbranch = op.dbranch.data,
                              .dbranch_stride = op.dbranch.stride,
                              .draws = draws_of(kWho, op.dropout, op.device_step, d)};
-    row_end::launch<A, false>(stream, map_of(op.dy, row_end::kRows / 2), reordered(op.weight), ends,
-                              deep(op.dy.cols));
+    row_end::launch<A, false>(stream, map_of(op.dy, row_end::kRows / 2), reordered<2>(op.weight),
+                              ends, deep(op.dy.cols));
   }
 }
 

@@ -2,8 +2,8 @@
 
 #include <type_traits>
 
-#include "device/tensor_map.h"
 #include "ops/linear/linear_lt_cuda.h"
+#include "ops/linear/linear_maps_sm90.h"
 #include "ops/linear/linear_split.h"
 #include "ops/linear/resident_sm90.h"
 #include "ops/linear/weight_gradient_sm90.h"
@@ -14,9 +14,7 @@ namespace {
 
 using resident::End, resident::Ends;
 
-constexpr std::int64_t kLongestSum = 512;  // whose weights stay in shared memory
 constexpr std::int64_t kLeastRows = 256;
-constexpr std::int64_t kMostRows = (std::int64_t{1} << 31) - 256;
 
 template <class T>
 bool suits(Matrix<T> m) {
@@ -28,25 +26,6 @@ bool suits(Matrix<const A> left, Matrix<const A> weight, std::int64_t inner) {
   return device::is_hopper() && left.rows >= kLeastRows && left.rows <= kMostRows &&
          inner <= kLongestSum && suits(left) && suits(weight);
 }
-
-// Boxes of 64 rows and columns.
-template <class A>
-CUtensorMap map_of(Matrix<const A> m) {
-  return device::tensor_map(
-      m.data, {.rank = 2, .extents = {m.cols, m.rows}, .strides = {m.stride}, .box = {64}});
-}
-
-// Boxes of 128 rows and 64 columns; of each 32 rows, row 8 u + 2 g + e comes as 8 g + 2 u + e.
-template <class A>
-CUtensorMap reordered(Matrix<const A> m) {
-  return device::tensor_map(m.data,
-                            {.rank = 5,
-                             .extents = {m.cols, 2, 4, 4, m.rows / 32},
-                             .strides = {m.stride, 8 * m.stride, 2 * m.stride, 32 * m.stride},
-                             .box = {2, 4, 4, 4}});
-}
-
-int deep(std::int64_t inner) { return static_cast<int>((inner + 63) / 64); }
 
 template <class A>
 void forward(device::Stream stream, End end, Matrix<const A> x, Matrix<const A> weight,
@@ -61,7 +40,7 @@ void backward(device::Stream stream, End end, Matrix<const A> dy, Matrix<const A
               Ends<A> ends) {
   ends.rows = dy.rows;
   ends.columns = static_cast<int>(weight.rows);
-  resident::launch<A, false>(stream, end, map_of(dy), reordered(weight), ends, deep(dy.cols));
+  resident::launch<A, false>(stream, end, map_of(dy), reordered<4>(weight), ends, deep(dy.cols));
 }
 
 // Two multiprocessors take a row of a tile in 11.8 ns, in which the card moves 35 KB; a tile starts
